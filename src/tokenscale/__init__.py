@@ -1,0 +1,1 @@
+"""Composable decoding strategies for sequence and token scaling."""

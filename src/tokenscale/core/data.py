@@ -1,0 +1,257 @@
+"""The frozen data that passes between the parts: Prompt, Ask, Candidate, Result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from tokenscale.core.cost import Cost
+from tokenscale.core.errors import PromptError
+from tokenscale.core.noise import Stream
+
+if TYPE_CHECKING:
+    from tokenscale.core.strategy import Decoder
+
+Messages = tuple[tuple[tuple[str, str], ...], ...]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a model is asked to continue: a text, chat messages, or token ids (exactly one of them).
+
+    `suffix` is text that follows token ids (a trigger added by a prompting strategy). `key`, where
+    given, is the caller's id of the problem: it names the problem's random streams.
+    """
+
+    text: str | None = None
+    messages: Messages | None = None
+    token_ids: tuple[int, ...] | None = None
+    suffix: str = ""
+    key: str | None = None
+
+    def __post_init__(self) -> None:
+        given = [self.text is not None, self.messages is not None, self.token_ids is not None]
+        if sum(given) != 1:
+            raise PromptError(
+                f"a prompt has exactly one of text, messages and token_ids, got {sum(given)} of them",
+                'pass a string, a list of {"role": ..., "content": ...} messages, or Prompt(token_ids=...)',
+            )
+
+    @classmethod
+    def of(cls, value: Prompt | str | Sequence[Mapping[str, str]]) -> Prompt:
+        """A prompt from what users pass: a string or a list of chat messages. Raises PromptError."""
+        if isinstance(value, Prompt):
+            return value
+        if isinstance(value, str):
+            return cls(text=value)
+        if isinstance(value, Sequence) and value:
+            messages = [tuple(m.items()) for m in value if isinstance(m, Mapping)]
+            if len(messages) == len(value):
+                return cls(messages=tuple(messages))
+        raise PromptError(
+            f"a prompt is a string or a list of chat messages, got {value!r:.80}",
+            'pass a string, or [{"role": "user", "content": "..."}]',
+        )
+
+    def chat(self) -> list[dict[str, str]]:
+        """The messages as the dictionaries a chat template reads; empty without messages."""
+        return [dict(m) for m in self.messages or ()]
+
+    def append(self, text: str) -> Prompt:
+        """The prompt with `text` behind it: behind the last message's content where it is a chat."""
+        if self.text is not None:
+            return replace(self, text=self.text + text)
+        if self.token_ids is not None:
+            return replace(self, suffix=self.suffix + text)
+        messages = self.chat()
+        messages[-1]["content"] = messages[-1].get("content", "") + text
+        return replace(self, messages=tuple(tuple(m.items()) for m in messages))
+
+    def prepend(self, text: str) -> Prompt:
+        """The prompt with `text` before it: before the last message's content where it is a chat.
+
+        Raises PromptError for token ids, whose text is not known here.
+        """
+        if self.text is not None:
+            return replace(self, text=text + self.text)
+        if self.token_ids is not None:
+            raise PromptError("text cannot be put before a prompt given as token ids", "pass the prompt as text")
+        messages = self.chat()
+        messages[-1]["content"] = text + messages[-1].get("content", "")
+        return replace(self, messages=tuple(tuple(m.items()) for m in messages))
+
+
+@dataclass(frozen=True)
+class Ask:
+    """"Continue this, k times": the one request that strategies make and backends serve.
+
+    `prefix_ids` are token ids that follow the prompt (continuing a text). Copy j of the k draws
+    from `stream.child(j)`. `decoder` None means the pipeline's own. `max_new_tokens` bounds each copy.
+    """
+
+    prompt: Prompt
+    stream: Stream
+    max_new_tokens: int
+    k: int = 1
+    prefix_ids: tuple[int, ...] = ()
+    decoder: Decoder | None = None
+    stop_strings: tuple[str, ...] = ()
+
+    def copies(self) -> list[Ask]:
+        """The k asks of one copy each whose candidates are this ask's candidates."""
+        return [replace(self, k=1, stream=self.stream.child(j)) for j in range(self.k)]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Per-token records of one candidate, kept with `trace=True`; every tuple has one entry a token.
+
+    `entropy` (nats) is of the aggregate; `disagreement` (nats) is the generalised Jensen-Shannon
+    divergence of the rows, entropy of their mean minus mean of their entropies; `rows` counts the
+    rows used; `distinct_experts` is the mean over MoE layers of the distinct experts those rows ran
+    (NaN for a dense model).
+    """
+
+    entropy: tuple[float, ...]
+    disagreement: tuple[float, ...]
+    rows: tuple[int, ...]
+    distinct_experts: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class RoutingStats:
+    """What noise did to the routing: counts over the noisy rows' router choices.
+
+    `choices` are the (token, noisy row, noisy layer) top-k selections made, `changed` those whose
+    set of experts differs from the same row's noise-free choice; `distinct_experts` sums the
+    distinct experts per (token, MoE layer) over all rows and `expert_sets` counts those pairs.
+    """
+
+    choices: int = 0
+    changed: int = 0
+    distinct_experts: int = 0
+    expert_sets: int = 0
+
+    def __add__(self, other: RoutingStats) -> RoutingStats:
+        return RoutingStats(
+            self.choices + other.choices,
+            self.changed + other.changed,
+            self.distinct_experts + other.distinct_experts,
+            self.expert_sets + other.expert_sets,
+        )
+
+    @property
+    def changed_share(self) -> float:
+        """Share of router choices that noise changed; 0.0 where no choice was noisy."""
+        return self.changed / self.choices if self.choices else 0.0
+
+    @property
+    def mean_distinct_experts(self) -> float:
+        """Mean number of distinct experts per token and MoE layer; NaN for a dense model."""
+        return self.distinct_experts / self.expert_sets if self.expert_sets else float("nan")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One continuation.
+
+    `text` ends before the stop string or end token that ended it; `token_ids` are all ids that were
+    generated, that ending included. `log_probs[i]` is the natural log-probability of token i under
+    the aggregated distribution, before temperature and truncation. `finish_reason` is one of
+    "eos", "stop_string", "length". `near_ties` counts tokens whose choice another
+    order of floating-point sums could have flipped (margin below 1e-5). `cost` is what this
+    candidate alone cost to decode; a chosen candidate's `members` are all it was chosen from.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    log_probs: tuple[float, ...]
+    finish_reason: str
+    stream: Stream
+    cost: Cost = field(default_factory=Cost)
+    answer: str | None = None
+    near_ties: int = 0
+    routing: RoutingStats = field(default_factory=RoutingStats)
+    trace: Trace | None = None
+    members: tuple[Candidate, ...] = ()
+    votes: tuple[tuple[str | None, float], ...] = ()
+
+    @property
+    def log_prob(self) -> float:
+        """Total natural log-probability of the generated tokens."""
+        return float(sum(self.log_probs))
+
+    def leaves(self) -> list[Candidate]:
+        """The sampled candidates at the bottom of the choices: itself where it was chosen from none."""
+        return [leaf for member in self.members for leaf in member.leaves()] if self.members else [self]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a pipeline says to one prompt.
+
+    `text` and `answer` are the winner's; `candidates` all that were sampled; `votes` pairs each
+    answer with its weight, heaviest first; `cost` is the problem's whole bill in the scenario
+    "alone" (see `core.cost`); `routing` sums over candidates; `notes` are warnings in plain words.
+    """
+
+    prompt: Prompt
+    text: str
+    answer: str | None
+    candidates: tuple[Candidate, ...]
+    winner: Candidate
+    cost: Cost
+    seed: int
+    routing: RoutingStats
+    notes: tuple[str, ...] = ()
+
+    @property
+    def votes(self) -> tuple[tuple[str | None, float], ...]:
+        return self.winner.votes
+
+    @property
+    def near_ties(self) -> int:
+        """Tokens of all candidates whose choice hung on less than 1e-5."""
+        return sum(c.near_ties for c in self.candidates)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as plain JSON values, for files and `--json`."""
+        return {
+            "text": self.text,
+            "answer": self.answer,
+            "votes": [list(v) for v in self.votes],
+            "candidates": [_candidate_dict(c) for c in self.candidates],
+            "cost": self.cost.to_dict(),
+            "seed": self.seed,
+            "near_ties": self.near_ties,
+            "routing": {
+                "choices": self.routing.choices,
+                "changed_share": self.routing.changed_share,
+                "mean_distinct_experts": _finite(self.routing.mean_distinct_experts),
+            },
+            "notes": list(self.notes),
+        }
+
+
+def _finite(value: float) -> float | None:
+    return value if value == value else None
+
+
+def _candidate_dict(c: Candidate) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "text": c.text,
+        "answer": c.answer,
+        "token_ids": list(c.token_ids),
+        "log_prob": c.log_prob,
+        "finish_reason": c.finish_reason,
+        "cost": c.cost.to_dict(),
+    }
+    if c.trace is not None:
+        row["trace"] = {
+            "entropy": list(c.trace.entropy),
+            "disagreement": list(c.trace.disagreement),
+            "rows": list(c.trace.rows),
+            "distinct_experts": [_finite(v) for v in c.trace.distinct_experts],
+        }
+    return row

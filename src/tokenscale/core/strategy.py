@@ -1,0 +1,234 @@
+"""The abstract classes of the two levels, and the grammar's kinds.
+
+Strategies are frozen dataclasses: they describe. State lives in the run: in `Proposals` at the
+token level, in the generator that `solve` returns at the sequence level.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Bool, Float, Float64, Int
+from torch import Tensor
+
+from tokenscale.core.data import Ask, Candidate
+from tokenscale.core.errors import PipelineError
+from tokenscale.core.model import LanguageModel, State, Step
+from tokenscale.core.noise import Stream
+
+
+class Kind(Enum):
+    """Places of a stage, from the innermost to the outermost."""
+
+    PROPOSER = 0
+    AGGREGATOR = 1
+    CONSTRAINT = 2
+    DECODER = 3
+    PROMPTING = 4
+    SEARCH = 5
+    CHOOSING = 6
+
+
+ONE_PLACE = frozenset({Kind.PROPOSER, Kind.AGGREGATOR, Kind.CONSTRAINT, Kind.DECODER})
+
+_compose: Callable[[Any, Any], Any] | None = None
+
+
+def set_composer(compose: Callable[[Any, Any], Any]) -> None:
+    """`pipeline.py` says here what `|` makes, so that core need not know it."""
+    global _compose
+    _compose = compose
+
+
+class Composable:
+    """Anything that can stand in a pipeline: `a | b` puts b around a."""
+
+    def __or__(self, other: object) -> Any:
+        if not isinstance(other, Composable) or _compose is None:
+            return NotImplemented
+        return _compose(self, other)
+
+
+class Stage(Composable, ABC):
+    """One part of a pipeline: a frozen dataclass with its `kind`.
+
+    `reads_text`: it needs candidates' text or text prompts, and so a tokenizer.
+    """
+
+    kind: ClassVar[Kind]
+    reads_text: ClassVar[bool] = False
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The proposals for one token: `logits` raw in float32; rows that are not `valid` are padding.
+
+    Row 0 is the clean row where there is one. Every sequence has at least one valid row.
+    """
+
+    logits: Float[Tensor, "batch rows vocab"]
+    valid: Bool[Tensor, "batch rows"]
+
+
+class Aggregator(Stage):
+    """Makes one distribution of the rows. Pure: nothing is changed in place, no gradient recorded.
+
+    `aggregate` is the function; `init / update / finish` the same as a fold over row chunks, for
+    aggregators whose `folds` is True, so that rows x vocabulary is never held.
+    """
+
+    kind: ClassVar[Kind] = Kind.AGGREGATOR
+    folds: ClassVar[bool] = False
+
+    @abstractmethod
+    def aggregate(self, rows: Rows) -> Float[Tensor, "batch vocab"]:
+        """Normalised natural log-probabilities, float32. Padding rows are ignored."""
+
+    def init(self, batch: int, vocab: int) -> Any:
+        """The fold's empty accumulator."""
+        raise NotImplementedError(f"{type(self).__name__} has no fold form")
+
+    def update(self, accumulator: Any, rows: Rows) -> Any:
+        """The accumulator with one more chunk of rows."""
+        raise NotImplementedError(f"{type(self).__name__} has no fold form")
+
+    def finish(self, accumulator: Any) -> Float[Tensor, "batch vocab"]:
+        """Equals `aggregate` of all rows given to `update`, up to rounding."""
+        raise NotImplementedError(f"{type(self).__name__} has no fold form")
+
+
+class Proposals(ABC):
+    """The token level's state for a batch of sequences. One entry per sequence, in order."""
+
+    @abstractmethod
+    def propose(self, tokens: Int[Tensor, " batch"]) -> tuple[Rows, Step]:
+        """Feeds one token to every sequence and returns the proposals for the next, with the forward's record.
+
+        The record's rows are those of `Rows`.
+        """
+
+    @property
+    @abstractmethod
+    def state(self) -> State:
+        """The cache, for lengths and prefill records."""
+
+    @abstractmethod
+    def select(self, index: Sequence[int]) -> Proposals:
+        """The sequences at `index`; an index given twice forks. The old object must not be used afterwards."""
+
+    @abstractmethod
+    def join(self, other: Proposals) -> Proposals:
+        """This batch followed by `other`'s. Neither operand must be used afterwards."""
+
+
+class TokenProposer(Stage):
+    """Several proposals for one token.
+
+    `needs`: capabilities the model must have. `random`: its rows depend on the stream.
+    """
+
+    kind: ClassVar[Kind] = Kind.PROPOSER
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    @property
+    def random(self) -> bool:
+        """Whether two streams can give different rows for the same text."""
+        return False
+
+    @property
+    @abstractmethod
+    def default_aggregator(self) -> Aggregator:
+        """What joins the rows where the pipeline names no aggregator."""
+
+    def check(self, lm: LanguageModel) -> None:
+        """Raises CapabilityError, or ArgumentError for parameters that do not fit this model."""
+
+    @abstractmethod
+    def start(self, lm: LanguageModel, prompts: Sequence[tuple[int, ...]], streams: Sequence[Stream]) -> Proposals:
+        """Prefills all but the last token of every prompt; equal prompts are prefilled once.
+
+        The last prompt token is the first argument of `propose`, so every distribution, the first
+        included, comes from there. `streams[b]` is the source of sequence b's noise.
+        """
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a decoder decides for its groups.
+
+    `parents[g, w]` is the beam that new beam w continues; `tokens[g, w]` the token it takes;
+    `margin[g]` is how far, in log-probability or in the random number, the choice was from another.
+    """
+
+    parents: Int[Tensor, "group width"]
+    tokens: Int[Tensor, "group width"]
+    margin: Float[Tensor, " group"]
+
+
+class Decoder(Stage):
+    """Chooses tokens from aggregated log-probabilities.
+
+    `width` beams per group; 1 for greedy decoding and sampling. `random`: uses `uniforms`.
+    """
+
+    kind: ClassVar[Kind] = Kind.DECODER
+    random: ClassVar[bool] = False
+
+    @property
+    def width(self) -> int:
+        return 1
+
+    @abstractmethod
+    def choose(
+        self,
+        log_probs: Float[Tensor, "group width vocab"],
+        scores: Float[Tensor, "group width"],
+        uniforms: Float64[Tensor, " group"] | None,
+    ) -> Choice:
+        """The next tokens. `scores` are the beams' total log-probabilities so far; `uniforms` in [0, 1)."""
+
+
+Asks = Generator[list[Ask], list[list[Candidate]], list[Candidate]]
+
+
+class SequenceStrategy(Stage):
+    """Makes candidates of candidates, for ONE problem, without ever calling a model.
+
+    `solve` yields the asks it wants next and receives their candidates, one list per ask, in order;
+    it returns its own candidates, best first, as many as `ask.k`. Prompting strategies receive any
+    k and pass it on; to search and choosing strategies the runner gives k = 1, and splits wider
+    asks into copies with child streams. Closing the generator cancels what is outstanding.
+    """
+
+    @abstractmethod
+    def solve(self, ask: Ask) -> Asks:
+        """The generator of one problem."""
+
+
+def start_all(lm: LanguageModel, prompts: Sequence[tuple[int, ...]]) -> State:
+    """One cache for all prompts without their last tokens; equal prompts are prefilled once and forked."""
+    unique = list(dict.fromkeys(prompts))
+    state = lm.prefill([p[:-1] for p in unique])
+    if len(unique) == len(prompts):
+        return state
+    places = {prompt: i for i, prompt in enumerate(unique)}
+    return state.select([places[p] for p in prompts])
+
+
+def all_valid(logits: Float[Tensor, "batch rows vocab"]) -> Rows:
+    """Rows without padding."""
+    return Rows(logits, torch.ones(logits.shape[:2], dtype=torch.bool, device=logits.device))
+
+
+def require_stage(value: object) -> Stage:
+    """Refuses what cannot stand in a pipeline: a class instead of an instance is the common slip."""
+    if isinstance(value, Stage):
+        return value
+    if isinstance(value, type) and issubclass(value, Stage):
+        raise PipelineError(f"{value.__name__} is a class, not a stage", f"write {value.__name__}(...) with brackets")
+    raise PipelineError(f"{value!r:.80} is not a stage", "pass strategies such as RoE(n=4) or SelfConsistency(k=5)")

@@ -1,0 +1,1 @@
+"""Everything that made the demo checkpoints: problems, tokenizer, training, evaluation, export."""
