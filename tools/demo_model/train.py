@@ -21,6 +21,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from tools.demo_model.batches import Batch, Stage, stream
 from tools.demo_model.documents import Mix
+from tools.demo_model.experts import install_experts
 from tools.demo_model.model import AUX_LOSS, GUMBEL_SCALE, build, install_routers, parameter_counts
 
 
@@ -101,6 +102,7 @@ class Run:
         )
         self.noise = torch.Generator().manual_seed(seed)
         self.routers = install_routers(self.model, GUMBEL_SCALE if noisy else 0.0, self.noise)
+        install_experts(self.model)
         self.optimizers = optimizers(self.model, recipe)
         self.step, self.tokens, self.seconds = 0, 0, 0.0
         self.curve: list[dict[str, float]] = []

@@ -84,7 +84,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Ask:
-    """"Continue this, k times": the one request that strategies make and backends serve.
+    """Continue this, k times: the one request that strategies make and backends serve.
 
     `prefix_ids` are token ids that follow the prompt (continuing a text). Copy j of the k draws
     from `stream.child(j)`. `decoder` None means the pipeline's own. `max_new_tokens` bounds each copy.
@@ -161,7 +161,8 @@ class Candidate:
     the aggregated distribution, before temperature and truncation. `finish_reason` is one of
     "eos", "stop_string", "length". `near_ties` counts tokens whose choice another
     order of floating-point sums could have flipped (margin below 1e-5). `cost` is what this
-    candidate alone cost to decode; a chosen candidate's `members` are all it was chosen from.
+    candidate alone cost to decode; a chosen candidate's `members` are all it was chosen from, `votes`
+    the weight of each answer among them, `notes` what the strategy wants the user to know.
     """
 
     text: str
@@ -176,6 +177,7 @@ class Candidate:
     trace: Trace | None = None
     members: tuple[Candidate, ...] = ()
     votes: tuple[tuple[str | None, float], ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def log_prob(self) -> float:

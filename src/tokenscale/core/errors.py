@@ -53,6 +53,10 @@ class RecipeError(TokenscaleError, ValueError):
     """A recipe with a wrong key, type, value or indentation; the place is in the message."""
 
 
+class TokenscaleWarning(UserWarning):
+    """Something that ran but is probably not what was meant."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint that offers the nearest known name and lists all of them."""
     names = sorted(known)

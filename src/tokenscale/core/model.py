@@ -33,6 +33,11 @@ class RowPlan:
     shift: Float[Tensor, "moe_layers batch rows experts"] | None = None
     noisy_layers: tuple[bool, ...] = ()
 
+    @property
+    def choices(self) -> int:
+        """Noisy router choices per sequence: noisy rows times noisy layers."""
+        return (self.n - 1) * sum(self.noisy_layers) if self.shift is not None else 0
+
 
 PLAIN = RowPlan()
 
@@ -43,12 +48,14 @@ class Step:
 
     `logits` are float32 and raw. `experts` marks the experts each row ran; None for a dense model.
     `changed[b, i, l]` says that row i's noise changed the set of experts in MoE layer l, compared
-    with the same row's choice without noise; None where no noise was asked for.
+    with the same row's choice without noise; None where no noise was asked for. `choices` is the
+    number of noisy router choices each sequence made, `plan.choices`.
     """
 
     logits: Float[Tensor, "batch rows vocab"]
     experts: Bool[Tensor, "batch rows moe_layers experts"] | None = None
     changed: Bool[Tensor, "batch rows moe_layers"] | None = None
+    choices: int = 0
 
 
 class State(ABC):

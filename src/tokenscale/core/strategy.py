@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
-from tokenscale.core.data import Ask, Candidate
+from tokenscale.core.data import Ask, Candidate, RoutingStats
 from tokenscale.core.errors import PipelineError
 from tokenscale.core.model import LanguageModel, State, Step
 from tokenscale.core.noise import Stream
@@ -144,6 +144,10 @@ class TokenProposer(Stage):
     @abstractmethod
     def default_aggregator(self) -> Aggregator:
         """What joins the rows where the pipeline names no aggregator."""
+
+    def notes(self, routing: RoutingStats) -> tuple[str, ...]:
+        """What the user should know, given what noise did to one problem's routing."""
+        return ()
 
     def check(self, lm: LanguageModel) -> None:
         """Raises CapabilityError, or ArgumentError for parameters that do not fit this model."""

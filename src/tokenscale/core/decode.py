@@ -1,0 +1,286 @@
+"""The one token loop: propose, aggregate, process, choose, pick the survivors, record.
+
+Everything outstanding shares one batch: candidates that end leave it, waiting ones join it. What a
+candidate gets does not depend on the others, since all its draws come from its own stream.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tokenscale.core.backend import Backend, Completion
+from tokenscale.core.cost import Packed, Usage
+from tokenscale.core.data import Ask, Candidate, RoutingStats
+from tokenscale.core.errors import CapabilityError, PromptError
+from tokenscale.core.model import LanguageModel, Step, no_experts, pack_experts
+from tokenscale.core.noise import UniformReader, read_uniforms
+from tokenscale.core.record import NEAR_TIE, Record, TokenRecord, entropy_and_disagreement
+from tokenscale.core.strategy import Aggregator, Choice, Decoder, Proposals, Rows, TokenProposer
+
+LogitsProcessor = Callable[[Int[Tensor, "batch length"], Float[Tensor, "batch vocab"]], Float[Tensor, "batch vocab"]]
+OnToken = Callable[[int, int, int], None]
+Finished = tuple[Candidate, Usage]
+
+
+@dataclass
+class Group:
+    """One copy of an ask: the beams that its decoder holds (one, unless it searches).
+
+    `ran` has, per step, the rows of all its beams and the experts they ran, as packed bits.
+    """
+
+    ticket: int
+    copy: int
+    prompt: tuple[int, ...]
+    decoder: Decoder
+    beams: list[Record]
+    uniforms: UniformReader | None
+    prefill_experts: Packed
+    ran: list[tuple[int, Packed]] = field(default_factory=list)
+    finished: list[Candidate] = field(default_factory=list)
+
+    @property
+    def scores(self) -> list[float]:
+        return [sum(t.log_prob for t in beam.tokens) for beam in self.beams]
+
+    def best(self, lm: LanguageModel) -> Finished:
+        """The most likely beam, billed for all beams, the dropped ones included."""
+        rows, experts = zip(*self.ran, strict=True)
+        winner = max(self.finished, key=lambda c: c.log_prob)
+        usage = Usage(self.prompt, rows, np.stack(experts), self.prefill_experts)
+        return replace(winner, cost=usage.decode_cost(lm.shape)), usage
+
+
+@dataclass
+class _Waiting:
+    """An ask whose copies are not all done."""
+
+    results: list[Finished | None]
+    missing: int
+
+
+class LocalBackend(Backend):
+    """Decodes asks on a local model with one proposer and aggregator.
+
+    `batch_size` bounds the candidates decoded at once. `processor`, where given, is applied to the
+    aggregated log-probabilities of each beam (transformers' LogitsProcessorList fits). `on_token` is
+    called with (ticket, copy, token) as tokens are decided, for decoders of width 1.
+    """
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        proposer: TokenProposer,
+        aggregator: Aggregator,
+        decoder: Decoder,
+        *,
+        batch_size: int,
+        trace: bool = False,
+        processor: LogitsProcessor | None = None,
+        on_token: OnToken | None = None,
+    ) -> None:
+        self._lm, self._proposer, self._aggregator, self._decoder = lm, proposer, aggregator, decoder
+        self._batch_size, self._trace, self._processor, self._on_token = batch_size, trace, processor, on_token
+        self._suppressed = torch.tensor(sorted(lm.suppressed_ids), dtype=torch.long)
+        self._queue: deque[Group] = deque()
+        self._asks: dict[int, _Waiting] = {}
+        self._groups: list[Group] = []
+        self._proposals: Proposals | None = None
+        self._tickets = 0
+
+    def submit(self, ask: Ask) -> int:
+        prompt = (*self._lm.encode(ask.prompt), *ask.prefix_ids)
+        room = self._lm.context_length - len(prompt)
+        if room < 1:
+            raise PromptError(
+                f"the prompt has {len(prompt)} tokens, and the context of {self._lm.name} holds {len(prompt) + room}",
+                "shorten the prompt (fewer examples), or use a model with a longer context",
+            )
+        if ask.stop_strings and self._lm.tokenizer is None:
+            raise CapabilityError("stop strings need a tokenizer", "pass tokenizer=..., or drop stop_strings")
+        ticket, self._tickets = self._tickets, self._tickets + 1
+        self._asks[ticket] = _Waiting([None] * ask.k, ask.k)
+        decoder = ask.decoder or self._decoder
+        nothing = pack_experts(no_experts(1, self._lm.shape))[0]
+        for copy, one in enumerate(ask.copies()):
+            record = Record(prompt, one.stream, min(ask.max_new_tokens, room), ask.stop_strings)
+            uniforms = UniformReader(one.stream) if decoder.random else None
+            self._queue.append(Group(ticket, copy, prompt, decoder, [record], uniforms, nothing))
+        return ticket
+
+    def cancel(self, ticket: int) -> None:
+        if self._asks.pop(ticket, None) is None:
+            return
+        self._queue = deque(g for g in self._queue if g.ticket != ticket)
+        kept, start = list[int](), 0
+        for group in self._groups:
+            if group.ticket != ticket:
+                kept.extend(range(start, start + len(group.beams)))
+            start += len(group.beams)
+        self._groups = [g for g in self._groups if g.ticket != ticket]
+        self._keep(kept, start)
+
+    @property
+    def hungry(self) -> bool:
+        return len(self._queue) < self._batch_size
+
+    def advance(self) -> list[Completion]:
+        done: list[Completion] = []
+        while not done and (self._groups or self._queue):
+            self._admit()
+            with torch.no_grad():
+                done = self._step()
+        return done
+
+    def _admit(self) -> None:
+        free = self._batch_size - len(self._groups)
+        # Joining copies the cache, so newcomers are let in by the quarter batch.
+        if not self._queue or (self._groups and free < max(1, self._batch_size // 4)):
+            return
+        groups = [self._queue.popleft() for _ in range(min(free, len(self._queue)))]
+        records = [g.beams[0] for g in groups]
+        with torch.no_grad():
+            started = self._proposer.start(self._lm, [r.prompt for r in records], [r.stream for r in records])
+            for group, experts in zip(groups, started.state.prefill_experts, strict=True):
+                group.prefill_experts = experts
+            self._proposals = self._proposals.join(started) if self._proposals and self._groups else started
+        self._groups += groups
+
+    def _step(self) -> list[Completion]:
+        assert self._proposals is not None
+        beams = [beam for group in self._groups for beam in group.beams]
+        rows, step = self._proposals.propose(torch.tensor([b.last for b in beams]))
+        log_probs = self._aggregator.aggregate(rows).cpu()
+        allowed = self._process(beams, log_probs)
+        records = _StepRecords(rows, step, log_probs, self._trace, self._lm)
+        parents, done, start = list[int](), list[Completion](), 0
+        choices = self._choose(allowed)
+        alive: list[Group] = []
+        for group, (origins, tokens, margin) in zip(self._groups, choices, strict=True):
+            survivors = self._extend(group, start, origins, tokens, margin, records)
+            start += len(group.beams)
+            group.beams = [beam for beam, _ in survivors]
+            parents += [parent for _, parent in survivors]
+            if survivors:
+                alive.append(group)
+            else:
+                done += self._complete(group)
+        self._groups = alive
+        self._keep(parents, start)
+        return done
+
+    def _process(self, beams: list[Record], log_probs: Float[Tensor, "beams vocab"]) -> Float[Tensor, "beams vocab"]:
+        allowed = log_probs
+        if len(self._suppressed):
+            allowed = allowed.index_fill(-1, self._suppressed, float("-inf"))
+        if self._processor is None:
+            return allowed
+        ids = [torch.tensor([b.prompt + b.token_ids]) for b in beams]
+        return torch.cat([self._processor(i, row[None].clone()) for i, row in zip(ids, allowed, strict=True)])
+
+    def _choose(self, allowed: Float[Tensor, "beams vocab"]) -> Iterable[tuple[list[int], list[int], float]]:
+        """(parents, tokens, margin) per group; groups of one decoder and beam count are chosen together."""
+        kinds: dict[tuple[Decoder, int], list[tuple[int, int]]] = {}
+        start = 0
+        for place, group in enumerate(self._groups):
+            kinds.setdefault((group.decoder, len(group.beams)), []).append((place, start))
+            start += len(group.beams)
+        chosen: dict[int, tuple[list[int], list[int], float]] = {}
+        for (decoder, width), members in kinds.items():
+            choice = self._choose_alike(decoder, width, members, allowed)
+            lists = (choice.parents.tolist(), choice.tokens.tolist(), choice.margin.tolist())
+            chosen.update((place, found) for (place, _), found in zip(members, zip(*lists, strict=True), strict=True))
+        return [chosen[place] for place in range(len(self._groups))]
+
+    def _choose_alike(
+        self, decoder: Decoder, width: int, members: list[tuple[int, int]], allowed: Float[Tensor, "beams vocab"]
+    ) -> Choice:
+        groups = [self._groups[place] for place, _ in members]
+        if len(members) * width == len(allowed):
+            log_probs = allowed
+        else:
+            log_probs = allowed[[start + w for _, start in members for w in range(width)]]
+        uniforms = None
+        if decoder.random:
+            readers = [g.uniforms for g in groups if g.uniforms is not None]
+            uniforms = read_uniforms(readers, [g.beams[0].position for g in groups])
+        scores = torch.tensor([g.scores for g in groups]) if decoder.width > 1 else torch.zeros(len(groups), width)
+        return decoder.choose(log_probs.view(len(groups), width, -1), scores, uniforms)
+
+    def _extend(
+        self, group: Group, start: int, origins: list[int], tokens: list[int], margin: float, records: _StepRecords
+    ) -> list[tuple[Record, int]]:
+        """Adds the chosen tokens; the beams that go on, each with its place in the batch."""
+        group.ran.append(records.ran(start, start + len(group.beams)))
+        near_tie = margin < NEAR_TIE
+        fork = len(origins) > 1
+        survivors: list[tuple[Record, int]] = []
+        for origin, token in zip(origins, tokens, strict=True):
+            beam = group.beams[origin].fork() if fork else group.beams[origin]
+            beam.tokens.append(records.token(start + origin, token, near_tie))
+            if self._on_token is not None and not fork:
+                self._on_token(group.ticket, group.copy, token)
+            reason = beam.ending(self._lm)
+            if reason is None:
+                survivors.append((beam, start + origin))
+            else:
+                group.finished.append(beam.finish(self._lm, reason))
+        return survivors
+
+    def _complete(self, group: Group) -> list[Completion]:
+        """Stores a finished copy (its best beam); the completion, where it was its ask's last."""
+        waiting = self._asks[group.ticket]
+        waiting.results[group.copy] = group.best(self._lm)
+        waiting.missing -= 1
+        if waiting.missing:
+            return []
+        del self._asks[group.ticket]
+        results = [r for r in waiting.results if r is not None]
+        return [Completion(group.ticket, [c for c, _ in results], [u for _, u in results])]
+
+    def _keep(self, places: list[int], beams: int) -> None:
+        if not places:
+            self._proposals = None
+        elif self._proposals is not None and places != list(range(beams)):
+            self._proposals = self._proposals.select(places)
+
+
+class _StepRecords:
+    """Makes the token records of one step, with what is vectorised over the batch done once."""
+
+    def __init__(
+        self, rows: Rows, step: Step, log_probs: Float[Tensor, "beams vocab"], trace: bool, lm: LanguageModel
+    ) -> None:
+        self._log_probs = log_probs
+        self._rows: list[int] = rows.valid.sum(-1).tolist()
+        union = no_experts(len(log_probs), lm.shape) if step.experts is None else step.experts.any(1)
+        self._experts = pack_experts(union)
+        self._distinct = union.sum((-1, -2)).tolist()
+        self._changed = [0] * len(log_probs) if step.changed is None else step.changed.sum((-1, -2)).tolist()
+        self._choices, self._layers = step.choices, lm.shape.moe_layers
+        self._trace: list[tuple[float, float]] | None = None
+        if trace:
+            entropy, disagreement = entropy_and_disagreement(rows, log_probs)
+            self._trace = list(zip(entropy.tolist(), disagreement.tolist(), strict=True))
+
+    def ran(self, start: int, end: int) -> tuple[int, Packed]:
+        """Rows and experts of the beams at the places from `start` to `end`."""
+        if end == start + 1:
+            return self._rows[start], self._experts[start]
+        return sum(self._rows[start:end]), np.bitwise_or.reduce(self._experts[start:end])
+
+    def token(self, place: int, token: int, near_tie: bool) -> TokenRecord:
+        distinct = self._distinct[place]
+        routing = RoutingStats(self._choices, self._changed[place], distinct, self._layers)
+        trace = None
+        if self._trace is not None:
+            trace = (*self._trace[place], distinct / self._layers if self._layers else float("nan"))
+        log_prob = float(self._log_probs[place, token])
+        return TokenRecord(token, log_prob, near_tie, self._rows[place], routing, trace)

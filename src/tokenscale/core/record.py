@@ -1,0 +1,115 @@
+"""What one growing candidate has so far, and the Candidate it becomes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tokenscale.core.data import Candidate, RoutingStats, Trace
+from tokenscale.core.model import LanguageModel
+from tokenscale.core.noise import Stream
+from tokenscale.core.strategy import Rows
+
+NEAR_TIE = 1e-5
+
+
+@dataclass(frozen=True)
+class TokenRecord:
+    """One decoded token: what is kept of the step that chose it."""
+
+    token: int
+    log_prob: float
+    near_tie: bool
+    rows: int
+    routing: RoutingStats
+    trace: tuple[float, float, float] | None
+
+
+@dataclass
+class Record:
+    """A candidate while it is decoded. `limit` is the most tokens it may get."""
+
+    prompt: tuple[int, ...]
+    stream: Stream
+    limit: int
+    stop_strings: tuple[str, ...]
+    tokens: list[TokenRecord] = field(default_factory=list)
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        return tuple(t.token for t in self.tokens)
+
+    @property
+    def last(self) -> int:
+        """The token to feed next."""
+        return self.tokens[-1].token if self.tokens else self.prompt[-1]
+
+    @property
+    def position(self) -> int:
+        """Absolute position of the token that is chosen next."""
+        return len(self.prompt) + len(self.tokens)
+
+    def fork(self) -> Record:
+        return Record(self.prompt, self.stream, self.limit, self.stop_strings, list(self.tokens))
+
+    def ending(self, lm: LanguageModel) -> str | None:
+        """The finish reason, once there is one."""
+        if self.last in lm.eos_ids:
+            return "eos"
+        if self.stop_strings and self._stopped(lm):
+            return "stop_string"
+        return "length" if len(self.tokens) >= self.limit else None
+
+    def _stopped(self, lm: LanguageModel) -> bool:
+        # A character takes at most four byte-level tokens, so this window holds any stop string that
+        # the last token completes.
+        window = 4 * max(len(s) for s in self.stop_strings) + 8
+        tail = lm.decode([t.token for t in self.tokens[-window:]])
+        return any(s in tail for s in self.stop_strings) and cut(lm.decode(self.token_ids), self.stop_strings)[1]
+
+    def finish(self, lm: LanguageModel, reason: str) -> Candidate:
+        """The candidate; its cost is its group's to fill in."""
+        text = lm.decode(self.token_ids) if lm.tokenizer is not None else ""
+        return Candidate(
+            text=cut(text, self.stop_strings)[0],
+            token_ids=self.token_ids,
+            log_probs=tuple(t.log_prob for t in self.tokens),
+            finish_reason=reason,
+            stream=self.stream,
+            near_ties=sum(t.near_tie for t in self.tokens),
+            routing=sum((t.routing for t in self.tokens), RoutingStats()),
+            trace=self._trace(),
+        )
+
+    def _trace(self) -> Trace | None:
+        traces = [t.trace for t in self.tokens if t.trace is not None]
+        if len(traces) < len(self.tokens):
+            return None
+        entropy, disagreement, experts = zip(*traces, strict=True)
+        return Trace(entropy, disagreement, tuple(t.rows for t in self.tokens), experts)
+
+
+def cut(text: str, stop_strings: Sequence[str]) -> tuple[str, bool]:
+    """The text before the first stop string in it, and whether there was one."""
+    ends = [place for s in stop_strings if (place := text.find(s)) >= 0]
+    return (text[: min(ends)], True) if ends else (text, False)
+
+
+def entropy_and_disagreement(
+    rows: Rows, log_probs: Float[Tensor, "batch vocab"]
+) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+    """Entropy of the aggregate, and of the rows' mean minus the mean of the rows' (both in nats)."""
+    weight = rows.valid / rows.valid.sum(-1, keepdim=True)
+    probs = torch.softmax(rows.logits, -1)
+    mean = (probs * weight[..., None]).sum(1)
+    spread = _entropy(mean) - (_entropy(probs) * weight).sum(-1)
+    return _entropy(log_probs.exp()), spread.clamp_min(0.0)
+
+
+def _entropy(probs: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch"]:
+    entropies: Tensor = torch.special.entr(probs).sum(-1)
+    return entropies
