@@ -24,6 +24,8 @@ from tools.demo_model.documents import Mix
 from tools.demo_model.experts import install_experts
 from tools.demo_model.model import AUX_LOSS, GUMBEL_SCALE, build, install_routers, parameter_counts
 
+PART = 2500  # tokens whose gradients are computed at once
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -90,6 +92,12 @@ def losses(model: PreTrainedModel, routers: list, batch: Batch) -> tuple[Tensor,
     return (loss * weights[kept]).sum() / weights[kept].sum(), balance
 
 
+def parts(batch: Batch) -> list[Batch]:
+    """The batch in pieces of about PART tokens, whose activations fit the processor's cache."""
+    size = max(1, PART // batch.tokens.shape[1])
+    return [Batch(*pair) for pair in zip(batch.tokens.split(size), batch.weights.split(size), strict=True)]
+
+
 class Run:
     """A model in training: everything that a checkpoint holds."""
 
@@ -134,14 +142,18 @@ class Run:
         for optimizer, rate in zip(self.optimizers, (self.recipe.rate, self.recipe.muon_rate), strict=True):
             optimizer.param_groups[0]["lr"] = rate * factor
             optimizer.zero_grad(set_to_none=True)
-        loss, balance = losses(self.model, self.routers, batch)
-        (loss + AUX_LOSS * balance).backward()
+        total, weight = 0.0, batch.weights[:, 1:].sum()
+        for part in parts(batch):
+            loss, balance = losses(self.model, self.routers, part)
+            share = part.weights[:, 1:].sum() / weight
+            (share * (loss + AUX_LOSS * balance)).backward()
+            total += (share * loss).item()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
             optimizer.step()
         self.step += 1
         self.tokens += int((batch.tokens != self.tokenizer.pad_token_id).sum())
-        return loss.item()
+        return total
 
 
 def train(run: Run, out: Path, last: int, every: int = 150) -> None:
