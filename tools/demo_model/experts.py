@@ -22,7 +22,7 @@ class GatedExperts(torch.autograd.Function):
     """sum over chosen experts of gate * down(silu(gate_half x) * up_half x), for ``x`` [tokens, hidden]."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, indices: Tensor, gates: Tensor, up: Tensor, down: Tensor) -> Tensor:  # noqa: D102
+    def forward(ctx, x: Tensor, indices: Tensor, gates: Tensor, up: Tensor, down: Tensor) -> Tensor:
         out, top_k, flat = torch.zeros_like(x), indices.shape[-1], gates.reshape(-1)
         ctx.groups, ctx.inner = rows_of_experts(indices, up.shape[0]), []
         for expert, rows in ctx.groups:
@@ -35,7 +35,7 @@ class GatedExperts(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, gates, up, down = ctx.saved_tensors
         top_k, flat = gates.shape[-1], gates.reshape(-1)
         dx, dgates = torch.zeros_like(x), torch.zeros_like(flat)

@@ -1,6 +1,6 @@
 """Writes the held-out problems that the package carries: one JSON object a line.
 
-    python -m tools.demo_model.problems_file --out src/tokenscale/experiments/data/arithmetic
+python -m tools.demo_model.problems_file --out src/tokenscale/experiments/data/arithmetic
 """
 
 import argparse

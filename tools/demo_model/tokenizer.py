@@ -1,6 +1,6 @@
 """Trains the tokenizer: byte-level BPE, digits isolated, the fixed pieces of the format kept whole.
 
-    python -m tools.demo_model.tokenizer --out build/demo_model/tokenizer
+python -m tools.demo_model.tokenizer --out build/demo_model/tokenizer
 """
 
 import argparse

@@ -105,9 +105,7 @@ class Run:
         self.recipe, self.seed, self.noisy = recipe, seed, noisy
         self.tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
         torch.manual_seed(seed)
-        self.model = build(
-            recipe.model, len(self.tokenizer), self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
-        )
+        self.model = build(recipe.model, len(self.tokenizer), self.tokenizer.pad_token_id, self.tokenizer.eos_token_id)
         self.noise = torch.Generator().manual_seed(seed)
         self.routers = install_routers(self.model, GUMBEL_SCALE if noisy else 0.0, self.noise)
         install_experts(self.model)
