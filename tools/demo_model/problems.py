@@ -2,7 +2,9 @@
 
 The split of a problem is a hash of its *canonical form*: the arithmetic expression alone, such as
 ``(67*14-57)*2``, without names, objects or wording. So no expression of the validation or test split is
-ever trained on, in any wording, nor as a bare drill: the splits are disjoint by construction.
+ever the whole of a training problem, in any wording, nor a bare drill: the splits are disjoint by
+construction. An expression with one operation may still occur as a line inside a longer training
+solution, as ``67*14`` does above.
 """
 
 import hashlib
