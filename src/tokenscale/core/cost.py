@@ -8,8 +8,9 @@ bills of different problems add up; within a problem `bytes` and `expert_loads` 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,12 +22,13 @@ class Cost:
 
     flops: floating-point operations, a multiply-add being 2 (matrix products only).
     bytes: what an ideal kernel must read: weights once per forward (of experts the union), the KV
-        cache once per step, a shared prompt's part of it once for all candidates.
+        cache once per step, a shared prompt's part of it once for all candidates and beams.
     expert_loads: distinct experts, summed over layers and forwards.
     prompt_tokens: prompt tokens prefilled or stepped, once per distinct prompt.
-    new_tokens: tokens generated, discarded candidates included.
+    new_tokens: tokens generated, discarded candidates and beams included (a beam counts once per step).
     rows: token rows run while decoding (n per token under RoE(n)).
-    sequential_steps: forwards that must follow one another.
+    sequential_steps: forwards that must follow one another: decoding steps, and a prefill at each time
+        at which a prompt is new.
     """
 
     flops: float = 0.0
@@ -38,7 +40,17 @@ class Cost:
     sequential_steps: int = 0
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
+        return Cost.total([self, other])
+
+    @classmethod
+    def total(cls, bills: Iterable[Cost]) -> Cost:
+        """The sum of bills, the same in whatever order they come (math.fsum rounds once)."""
+        parts = list(bills)
+        return cls(
+            math.fsum(bill.flops for bill in parts),
+            math.fsum(bill.bytes for bill in parts),
+            *(sum(getattr(bill, f.name) for bill in parts) for f in fields(cls)[2:]),
+        )
 
     def to_dict(self) -> dict[str, float]:
         return asdict(self)
@@ -69,18 +81,22 @@ class ModelShape:
     experts: int
     top_k: int
 
-    def attention_flops(self, context: int) -> float:
-        """Per row that sees `context` keys (its own included)."""
-        return sum(per_key * min(context, window or context) for per_key, window in self.attention)
+    def attention_flops(self, contexts: Sequence[int] | range) -> NDArray[np.float64]:
+        """Per row that sees so many keys (its own included), for each entry of `contexts`."""
+        keys, total = np.asarray(contexts, np.float64), np.zeros(len(contexts))
+        for per_key, window in self.attention:
+            total += per_key * (keys if window is None else np.minimum(keys, window))
+        return total
 
-    def step_flops(self, rows: int, context: int) -> float:
-        """One decoding step of `rows` rows, each seeing `context` keys (its own included)."""
-        per_row = self.dense_flops + self.head_flops + self.expert_flops + self.attention_flops(context)
-        return rows * per_row
+    def decode_flops(self, rows: Sequence[int], context: int) -> float:
+        """Decoding steps of `rows[i]` rows, each row of step i seeing `context + i` keys (its own included)."""
+        scores = self.attention_flops(range(context, context + len(rows)))
+        per_row = self.dense_flops + self.head_flops + self.expert_flops + scores
+        return float(np.asarray(rows, np.float64) @ per_row)
 
     def prefill_flops(self, tokens: int) -> float:
         """`tokens` prompt positions under the causal mask, without logits."""
-        scores = sum(self.attention_flops(context) for context in range(1, tokens + 1))
+        scores = float(self.attention_flops(range(1, tokens + 1)).sum())
         return tokens * (self.dense_flops + self.expert_flops) + scores
 
 
@@ -93,13 +109,15 @@ class Usage:
 
     `prompt` is the prefilled and stepped prompt (all of it); `rows[i]` the rows of decoding step i;
     `experts` the experts of each step as packed bits, shape [steps, moe_layers, ceil(experts / 8)];
-    `prefill_experts` likewise for the prompt's prefill, shape [moe_layers, ceil(experts / 8)].
+    `prefill_experts` likewise for the prompt's prefill, shape [moe_layers, ceil(experts / 8)];
+    `beams[i]` the beams that step i ran, where they were not one.
     """
 
     prompt: tuple[int, ...]
     rows: tuple[int, ...]
     experts: Packed
     prefill_experts: Packed
+    beams: tuple[int, ...] = ()
 
     def decode_cost(self, shape: ModelShape) -> Cost:
         """The bill of decoding this candidate by itself, its prefill left out."""
@@ -114,29 +132,28 @@ def popcount(bits: Packed) -> int:
 
 @dataclass
 class Ledger:
-    """One problem's bill while it grows. `add` returns the logical time at which its candidates end."""
+    """One problem's bill while it grows; the order in which candidates are entered does not matter."""
 
     shape: ModelShape
     _entries: list[tuple[int, Usage]] = field(default_factory=list)
-    _prefills: dict[tuple[int, ...], tuple[int, Packed]] = field(default_factory=dict)
 
     def add(self, usages: Sequence[Usage], start: int) -> int:
-        """Enters candidates that ran in lockstep from logical time `start` (in sequential forwards)."""
-        end = start
-        for usage in usages:
-            first, _ = self._prefills.setdefault(usage.prompt, (start, usage.prefill_experts))
-            decode_start = start + (first == start and len(usage.prompt) > 1)
-            self._entries.append((decode_start, usage))
-            end = max(end, decode_start + len(usage.rows))
-        return end
+        """Enters candidates that ran in lockstep from `start`; returns when the last of them ends.
+
+        Times count decoding steps. A prompt is prefilled when it is first needed, while all else waits.
+        """
+        self._entries += [(start, usage) for usage in usages]
+        return max((start + len(usage.rows) for usage in usages), default=start)
 
     def bill(self) -> Cost:
         """The whole bill, prefills included."""
-        total = self.decode()
-        for prompt, (_, experts) in self._prefills.items():
-            total += self._prefill(len(prompt) - 1, experts)
-        end = max((start + len(u.rows) for start, u in self._entries), default=0)
-        return Cost(**{**total.to_dict(), "sequential_steps": end})  # type: ignore[arg-type]
+        first: dict[tuple[int, ...], tuple[int, Packed]] = {}
+        for start, usage in sorted(self._entries, key=lambda entry: entry[0]):
+            first.setdefault(usage.prompt, (start, usage.prefill_experts))
+        prefills = [self._prefill(len(prompt) - 1, experts) for prompt, (_, experts) in first.items()]
+        total = Cost.total([self.decode(), *prefills])
+        times = {start for prompt, (start, _) in first.items() if len(prompt) > 1}
+        return replace(total, sequential_steps=total.sequential_steps + len(times))
 
     def _prefill(self, tokens: int, experts: Packed) -> Cost:
         if tokens == 0:
@@ -149,22 +166,21 @@ class Ledger:
         """Decoding alone: every step once, for all candidates that are live in it."""
         if not self._entries:
             return Cost()
-        flops, new_tokens, rows = 0.0, 0, 0
-        end = max(start + len(u.rows) for start, u in self._entries)
+        end = max(start + len(usage.rows) for start, usage in self._entries)
         union = np.zeros((end, *self._entries[0][1].experts.shape[1:]), np.uint8)
-        kv_tokens, prompts_read = np.zeros(end), [set[tuple[int, ...]]() for _ in range(end)]
+        live: dict[tuple[int, ...], NDArray[np.bool_]] = {}
+        flops, new_tokens, rows, keys = list[float](), 0, 0, 0
         for start, usage in self._entries:
-            steps, prompt_tokens = len(usage.rows), len(usage.prompt)
+            steps = len(usage.rows)
+            beams = np.asarray(usage.beams or [1] * steps)
             union[start : start + steps] |= usage.experts
-            kv_tokens[start : start + steps] += np.arange(steps)
-            for step, count in enumerate(usage.rows):
-                prompts_read[start + step].add(usage.prompt)
-                flops += self.shape.step_flops(count, prompt_tokens + step)
-            new_tokens += steps
+            live.setdefault(usage.prompt, np.zeros(end, np.bool_))[start : start + steps] = True
+            flops.append(self.shape.decode_flops(usage.rows, len(usage.prompt)))
+            new_tokens += int(beams.sum())
             rows += sum(usage.rows)
-        live = sum(1 for prompts in prompts_read if prompts)
-        shared = sum(len(prompt) for prompts in prompts_read for prompt in prompts)
+            keys += int(beams @ np.arange(steps))
+        keys += sum(len(prompt) * int(times.sum()) for prompt, times in live.items())
+        forwards = int(np.any(list(live.values()), axis=0).sum())
         loads = popcount(union)
-        read = live * self.shape.dense_bytes + loads * self.shape.expert_bytes
-        read += (float(kv_tokens.sum()) + shared) * self.shape.kv_bytes
-        return Cost(flops, read, loads, new_tokens=new_tokens, rows=rows, sequential_steps=live)
+        read = forwards * self.shape.dense_bytes + loads * self.shape.expert_bytes + keys * self.shape.kv_bytes
+        return Cost(math.fsum(flops), read, loads, new_tokens=new_tokens, rows=rows, sequential_steps=forwards)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from tokenscale.core.cost import Cost
-from tokenscale.core.errors import PromptError
+from tokenscale.core.errors import PromptError, at_least
 from tokenscale.core.noise import Stream
 
 if TYPE_CHECKING:
@@ -97,6 +97,10 @@ class Ask:
     prefix_ids: tuple[int, ...] = ()
     decoder: Decoder | None = None
     stop_strings: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        at_least("Ask", "k", self.k, 1)
+        at_least("Ask", "max_new_tokens", self.max_new_tokens, 1)
 
     def copies(self) -> list[Ask]:
         """The k asks of one copy each whose candidates are this ask's candidates."""

@@ -6,6 +6,7 @@ candidate gets does not depend on the others, since all its draws come from its 
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,7 @@ from torch import Tensor
 from tokenscale.core.backend import Backend, Completion
 from tokenscale.core.cost import Packed, Usage
 from tokenscale.core.data import Ask, Candidate, RoutingStats
-from tokenscale.core.errors import CapabilityError, PromptError
+from tokenscale.core.errors import CapabilityError, ModelError, PipelineError, PromptError, at_least
 from tokenscale.core.model import LanguageModel, Step, no_experts, pack_experts
 from tokenscale.core.noise import UniformReader, read_uniforms
 from tokenscale.core.record import NEAR_TIE, Record, TokenRecord, entropy_and_disagreement
@@ -33,7 +34,7 @@ Finished = tuple[Candidate, Usage]
 class Group:
     """One copy of an ask: the beams that its decoder holds (one, unless it searches).
 
-    `ran` has, per step, the rows of all its beams and the experts they ran, as packed bits.
+    `ran` has, per step, its beams, the rows of all of them and the experts they ran, as packed bits.
     """
 
     ticket: int
@@ -43,7 +44,7 @@ class Group:
     beams: list[Record]
     uniforms: UniformReader | None
     prefill_experts: Packed
-    ran: list[tuple[int, Packed]] = field(default_factory=list)
+    ran: list[tuple[int, int, Packed]] = field(default_factory=list)
     finished: list[Candidate] = field(default_factory=list)
 
     @property
@@ -52,9 +53,9 @@ class Group:
 
     def best(self, lm: LanguageModel) -> Finished:
         """The most likely beam, billed for all beams, the dropped ones included."""
-        rows, experts = zip(*self.ran, strict=True)
+        beams, rows, experts = zip(*self.ran, strict=True)
         winner = max(self.finished, key=lambda c: c.log_prob)
-        usage = Usage(self.prompt, rows, np.stack(experts), self.prefill_experts)
+        usage = Usage(self.prompt, rows, np.stack(experts), self.prefill_experts, beams)
         return replace(winner, cost=usage.decode_cost(lm.shape)), usage
 
 
@@ -86,6 +87,8 @@ class LocalBackend(Backend):
         processor: LogitsProcessor | None = None,
         on_token: OnToken | None = None,
     ) -> None:
+        at_least("LocalBackend", "batch_size", batch_size, 1)
+        proposer.check(lm)
         self._lm, self._proposer, self._aggregator, self._decoder = lm, proposer, aggregator, decoder
         self._batch_size, self._trace, self._processor, self._on_token = batch_size, trace, processor, on_token
         self._suppressed = torch.tensor(sorted(lm.suppressed_ids), dtype=torch.long)
@@ -150,7 +153,7 @@ class LocalBackend(Backend):
             started = self._proposer.start(self._lm, [r.prompt for r in records], [r.stream for r in records])
             for group, experts in zip(groups, started.state.prefill_experts, strict=True):
                 group.prefill_experts = experts
-            self._proposals = self._proposals.join(started) if self._proposals and self._groups else started
+            self._proposals = started if self._proposals is None else self._proposals.join(started)
         self._groups += groups
 
     def _step(self) -> list[Completion]:
@@ -183,7 +186,10 @@ class LocalBackend(Backend):
         if self._processor is None:
             return allowed
         ids = [torch.tensor([b.prompt + b.token_ids]) for b in beams]
-        return torch.cat([self._processor(i, row[None].clone()) for i, row in zip(ids, allowed, strict=True)])
+        allowed = torch.cat([self._processor(i, row[None].clone()) for i, row in zip(ids, allowed, strict=True)])
+        if allowed.isneginf().all(-1).any():
+            raise PipelineError("the logits processors left no token to choose", "drop one, or let it allow more")
+        return allowed
 
     def _choose(self, allowed: Float[Tensor, "beams vocab"]) -> Iterable[tuple[list[int], list[int], float]]:
         """(parents, tokens, margin) per group; groups of one decoder and beam count are chosen together."""
@@ -260,21 +266,25 @@ class _StepRecords:
     ) -> None:
         self._log_probs = log_probs
         self._rows: list[int] = rows.valid.sum(-1).tolist()
-        union = no_experts(len(log_probs), lm.shape) if step.experts is None else step.experts.any(1)
+        union = no_experts(len(log_probs), lm.shape)
+        if step.experts is not None:
+            union = (step.experts & rows.valid[..., None, None]).any(1)
         self._experts = pack_experts(union)
         self._distinct = union.sum((-1, -2)).tolist()
-        self._changed = [0] * len(log_probs) if step.changed is None else step.changed.sum((-1, -2)).tolist()
+        self._changed = [0] * len(log_probs)
+        if step.changed is not None:
+            self._changed = (step.changed & rows.valid[..., None]).sum((-1, -2)).tolist()
         self._choices, self._layers = step.choices, lm.shape.moe_layers
         self._trace: list[tuple[float, float]] | None = None
         if trace:
             entropy, disagreement = entropy_and_disagreement(rows, log_probs)
             self._trace = list(zip(entropy.tolist(), disagreement.tolist(), strict=True))
 
-    def ran(self, start: int, end: int) -> tuple[int, Packed]:
-        """Rows and experts of the beams at the places from `start` to `end`."""
+    def ran(self, start: int, end: int) -> tuple[int, int, Packed]:
+        """Number, rows and experts of the beams at the places from `start` to `end`."""
         if end == start + 1:
-            return self._rows[start], self._experts[start]
-        return sum(self._rows[start:end]), np.bitwise_or.reduce(self._experts[start:end])
+            return 1, self._rows[start], self._experts[start]
+        return end - start, sum(self._rows[start:end]), np.bitwise_or.reduce(self._experts[start:end])
 
     def token(self, place: int, token: int, near_tie: bool) -> TokenRecord:
         distinct = self._distinct[place]
@@ -283,4 +293,6 @@ class _StepRecords:
         if self._trace is not None:
             trace = (*self._trace[place], distinct / self._layers if self._layers else float("nan"))
         log_prob = float(self._log_probs[place, token])
+        if math.isnan(log_prob):
+            raise ModelError("the model's logits are not numbers (NaN)", "check the weights, or use a wider dtype")
         return TokenRecord(token, log_prob, near_tie, self._rows[place], routing, trace)

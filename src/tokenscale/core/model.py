@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,7 +89,8 @@ class LanguageModel(ABC):
     Attributes set by implementations: `fingerprint` (equal for equal weights and tokenizer),
     `context_length` (most tokens a sequence may have), `vocab_size`, `eos_ids`, `suppressed_ids`
     (never generated), `capabilities` (names such as "routing_noise"), `shape`, `tokenizer` (None
-    where the model came without one).
+    where the model came without one), `sampling_defaults` (what the checkpoint recommends, among
+    temperature, top_k, top_p and min_p).
     """
 
     fingerprint: str
@@ -101,6 +102,7 @@ class LanguageModel(ABC):
     capabilities: frozenset[str]
     shape: ModelShape
     tokenizer: Any
+    sampling_defaults: Mapping[str, float]
 
     @abstractmethod
     def encode(self, prompt: Prompt) -> tuple[int, ...]:
@@ -124,7 +126,7 @@ class LanguageModel(ABC):
     def step(self, state: State, tokens: Int[Tensor, " batch"], plan: RowPlan = PLAIN) -> Step:
         """Feeds one token to every sequence in `plan.n` rows; row 0's keys and values are appended to `state`.
 
-        Cost: `shape.step_flops(n, length + 1)` per sequence. Raises RoutingError (see RowPlan).
+        Cost: `shape.decode_flops([n], length + 1)` per sequence. Raises RoutingError (see RowPlan).
         """
 
     def inspect_layers(self) -> list[str]:

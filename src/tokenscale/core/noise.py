@@ -41,7 +41,8 @@ class Stream:
     @cached_property
     def key(self) -> NDArray[np.uint64]:
         """128 bits: the blake2b hash of the path, whose parts keep their types."""
-        digest = hashlib.blake2b(repr(self.path).encode(), digest_size=16).digest()
+        plain = tuple(str(part) if isinstance(part, str) else int(part) for part in self.path)
+        digest = hashlib.blake2b(repr(plain).encode(), digest_size=16).digest()
         return np.frombuffer(digest, dtype=np.uint64)
 
     def generator(self, domain: int, block: int) -> np.random.Generator:

@@ -73,7 +73,8 @@ class Record:
 
     def finish(self, lm: LanguageModel, reason: str) -> Candidate:
         """The candidate; its cost is its group's to fill in."""
-        text = lm.decode(self.token_ids) if lm.tokenizer is not None else ""
+        spoken = self.token_ids[:-1] if reason == "eos" else self.token_ids
+        text = lm.decode(spoken) if lm.tokenizer is not None else ""
         return Candidate(
             text=cut(text, self.stop_strings)[0],
             token_ids=self.token_ids,
@@ -104,7 +105,7 @@ def entropy_and_disagreement(
 ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
     """Entropy of the aggregate, and of the rows' mean minus the mean of the rows' (both in nats)."""
     weight = rows.valid / rows.valid.sum(-1, keepdim=True)
-    probs = torch.softmax(rows.logits, -1)
+    probs = torch.softmax(rows.logits.masked_fill(~rows.valid[..., None], 0.0), -1)
     mean = (probs * weight[..., None]).sum(1)
     spread = _entropy(mean) - (_entropy(probs) * weight).sum(-1)
     return _entropy(log_probs.exp()), spread.clamp_min(0.0)
