@@ -115,6 +115,11 @@ class Rows:
         self.going = self.going[kept]
         return chosen[kept]
 
+    def ended_tokens(self) -> list[list[int]]:
+        """The tokens of every row before its end token."""
+        rows = self.tokens.tolist()
+        return [row[: row.index(self.end)] if self.end in row else row for row in rows]
+
 
 @torch.no_grad()
 def continuations(
@@ -141,7 +146,7 @@ def continuations(
         for step in range(LONGEST_ANSWER):
             if not batch.advance(step, temperature, generator):
                 break
-        texts = tokenizer.batch_decode(batch.tokens, skip_special_tokens=True)
+        texts = tokenizer.batch_decode(batch.ended_tokens(), skip_special_tokens=True)
         samples = [Sample(*pair) for pair in zip(texts, batch.log_probs.tolist(), strict=True)]
         for i, place in enumerate(places):
             results[place] = samples[i * copies : (i + 1) * copies]
