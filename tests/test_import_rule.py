@@ -22,6 +22,7 @@ plugins
 dsl
 pipeline
 testing
+recipe_text
 recipe
 experiments
 integrations
