@@ -54,4 +54,4 @@ imports: setup
 	$(PYTEST) tests/test_import_rule.py
 
 docs: setup
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
