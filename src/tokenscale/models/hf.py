@@ -1,0 +1,298 @@
+"""transformers models: the only file that loads checkpoints.
+
+A step runs n query rows of every sequence in one forward over the clean cache (`clean_cache.py`),
+with the routers watched and, where the plan says so, perturbed (`routers.py`).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+
+from tokenscale.core.cost import Packed
+from tokenscale.core.data import Prompt
+from tokenscale.core.errors import ModelError
+from tokenscale.core.model import (
+    PLAIN,
+    ROUTING_NOISE,
+    LanguageModel,
+    RowPlan,
+    State,
+    Step,
+    no_experts,
+    pack_experts,
+)
+from tokenscale.models.clean_cache import CleanCache, CleanState
+from tokenscale.models.fingerprint import fingerprint
+from tokenscale.models.masks import additive, prefill_mask, row_mask
+from tokenscale.models.routers import RoutingRecord, find_routers, watch
+from tokenscale.models.shape import model_shape
+from tokenscale.models.text import decode, encode
+
+PACKAGED = ("demo", "demo-noisy")
+PREFILL_TOKENS = 8192  # tokens, padding included, of one prefill forward
+ATTENTION_KINDS = {"full_attention", "sliding_attention"}
+
+
+def load(
+    path: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: torch.dtype | str | None = None,
+    device_map: Any = None,
+    attn_implementation: str | None = None,
+    quantization_config: Any = None,
+    **from_pretrained: Any,
+) -> HFModel:
+    """A causal language model and its tokenizer, from "demo", "demo-noisy", a folder or a hub id.
+
+    Keywords are those of transformers' `from_pretrained`. The packaged models compute in float32.
+    Experts run as grouped products unless `experts_implementation` says otherwise. Only a hub id
+    reaches the network. Raises ModelError for what cannot be loaded.
+    """
+    source = Path(__file__).parent / "checkpoints" / str(path) if str(path) in PACKAGED else path
+    if str(path) in PACKAGED and dtype is None:
+        dtype = torch.float32
+    given = {"revision": revision, "dtype": dtype, "device_map": device_map, "attn_implementation": attn_implementation}
+    given |= {"quantization_config": quantization_config, "experts_implementation": "grouped_mm", **from_pretrained}
+    keywords = {name: value for name, value in given.items() if value is not None}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **({"revision": revision} if revision else {}))
+        if tokenizer is None or not len(tokenizer):
+            raise ValueError("the tokenizer is empty")
+    except (OSError, ValueError, KeyError) as error:
+        raise _no_tokenizer(path, source) from error
+    try:
+        model = AutoModelForCausalLM.from_pretrained(source, **keywords)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"the model {str(path)!r} cannot be loaded: {error}", LOADABLE) from error
+    return HFModel(model, tokenizer, str(path))
+
+
+LOADABLE = f"give {', '.join(map(repr, PACKAGED))}, a folder with config.json and weights, or a hub id"
+
+
+def _no_tokenizer(path: str | Path, source: str | Path) -> ModelError:
+    if not Path(source).is_dir():
+        return ModelError(f"there is no model {str(path)!r}: no such folder here, and no such hub id reached", LOADABLE)
+    if not (Path(source) / "config.json").is_file():
+        return ModelError(f"the folder {str(path)!r} holds no config.json, so no model", LOADABLE)
+    return ModelError(
+        f"the model folder {str(path)!r} has no tokenizer that can be read",
+        "put tokenizer.json and tokenizer_config.json beside the weights (tokenizer.save_pretrained(folder)), "
+        "or load both yourself and call tokenscale.wrap(model, tokenizer)",
+    )
+
+
+def wrap(model: Any, tokenizer: Any = None) -> HFModel:
+    """What `load` returns, for a transformers model in memory, which is left as it is.
+
+    Without a tokenizer only prompts of token ids run, and nothing reads text. Raises ModelError for a
+    model that is not causal, is in training mode, or whose layers are not attention layers.
+    """
+    return HFModel(model, tokenizer, getattr(model, "name_or_path", "") or type(model).__name__)
+
+
+class HFModel(LanguageModel):
+    """A transformers causal model. `model` is the transformers object itself."""
+
+    def __init__(self, model: Any, tokenizer: Any, name: str) -> None:
+        if getattr(model, "get_output_embeddings", lambda: None)() is None:
+            raise ModelError(f"{type(model).__name__} has no lm_head, so it is no causal model", "load it with LM head")
+        if model.training:
+            raise ModelError(f"{type(model).__name__} is in training mode, so dropout is on", "call model.eval() first")
+        self.model, self.tokenizer, self.name = model, tokenizer, name
+        config = model.config.get_text_config(decoder=True)
+        self._windows = _windows(config, type(model).__name__)
+        self._routers = find_routers(model)
+        _refuse_hidden_experts(config, self._routers, type(model).__name__)
+        self._cache_keyword = _cache_keyword(model)
+        self.context_length = getattr(config, "max_position_embeddings", None) or 2**31
+        self.vocab_size = model.get_output_embeddings().weight.shape[0]
+        generation = model.generation_config
+        ends = generation.eos_token_id
+        self.eos_ids = frozenset([ends] if isinstance(ends, int) else ends or ())
+        self.suppressed_ids = frozenset(generation.suppress_tokens or ())
+        names = ("temperature", "top_k", "top_p", "min_p")
+        set_by_model = {name: getattr(generation, name, None) for name in names}
+        self.sampling_defaults: Mapping[str, float] = {k: v for k, v in set_by_model.items() if v is not None}
+        self.shape = model_shape(model, self._routers, self._windows)
+        self.missing = self._missing()
+        self.capabilities = frozenset() if self.missing else frozenset({ROUTING_NOISE})
+        self.fingerprint = fingerprint(model, tokenizer)
+
+    def _missing(self) -> dict[str, str]:
+        """Why routing noise is not to be had; empty where it is."""
+        attention = self.model.config._attn_implementation
+        if not self._routers:
+            return {ROUTING_NOISE: "it is a dense model, without routers"}
+        if attention not in ("eager", "sdpa"):
+            return {ROUTING_NOISE: f"{attention} attention takes no mask of ours; load it with sdpa or eager attention"}
+        unknown = {type(r.module).__name__ for r in self._routers if r.renormalise is None}
+        if unknown:
+            return {ROUTING_NOISE: f"its routers ({', '.join(unknown)}) are not softmax routers"}
+        return {}
+
+    def inspect_layers(self) -> list[str]:
+        return [router.name for router in self._routers]
+
+    def encode(self, prompt: Prompt) -> tuple[int, ...]:
+        begin = getattr(self.tokenizer, "bos_token_id", None)
+        begin = self.model.generation_config.bos_token_id if begin is None else begin
+        return encode(self.tokenizer, prompt, begin, self.name)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return decode(self.tokenizer, token_ids, self.name)
+
+    @torch.no_grad()
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> State:
+        # The group of the longest prompts comes first: the others then fit into its buffers.
+        groups = _groups([len(p) for p in prompts])[::-1]
+        state = self._prefill([prompts[i] for i in groups[0]])
+        for group in groups[1:]:
+            state = state.join(self._prefill([prompts[i] for i in group]))
+        places = {index: place for place, index in enumerate(i for group in groups for i in group)}
+        return state.select([places[i] for i in range(len(prompts))])
+
+    def _prefill(self, prompts: list[Sequence[int]]) -> CleanState:
+        """One forward over left-padded prompts, without lm_head."""
+        length = max(len(p) for p in prompts)
+        cache = CleanCache(len(self._windows), len(prompts))
+        cache.first = [length - len(p) for p in prompts]
+        if length == 0:
+            nothing = pack_experts(no_experts(len(prompts), self.shape))
+            return CleanState(cache, list(range(len(prompts))), list(nothing))
+        device = self.model.device
+        ids = torch.tensor([[0] * (length - len(p)) + list(p) for p in prompts], device=device)
+        first = torch.tensor(cache.first, device=device)
+        positions = (torch.arange(length, device=device) - first[:, None]).clamp_min(0)
+        mask = None
+        if any(cache.first) or any(self._windows):
+            mask = self._per_kind({w: prefill_mask(first, length, w) for w in set(self._windows)})
+        with watch(self._routers, PLAIN, len(prompts)) as record:
+            self._forward(self.model.base_model, cache, ids, positions, mask)
+        cache.commit(length)
+        cache.frame.start = min(cache.first)
+        return CleanState(cache, list(range(len(prompts))), self._prefill_marks(record, first, length))
+
+    def _prefill_marks(self, record: RoutingRecord, first: Int[Tensor, " batch"], length: int) -> list[Packed]:
+        if not self._routers:
+            return list(pack_experts(no_experts(len(first), self.shape)))
+        marks = record.marks(len(first), length, self.shape.experts)
+        real = torch.arange(length, device=first.device) >= first[:, None]
+        return list(pack_experts((marks & real[..., None, None]).any(1)))
+
+    @torch.no_grad()
+    def step(self, state: State, tokens: Int[Tensor, " batch"], plan: RowPlan = PLAIN) -> Step:
+        assert isinstance(state, CleanState)
+        cache, device, n = state.cache, self.model.device, plan.n
+        places = None if state.in_order else torch.tensor(state.order)
+        if places is not None:
+            tokens = torch.empty_like(tokens).index_copy_(0, places, tokens)
+            plan = _reordered(plan, places)
+        batch = len(tokens)
+        cache.reserve(n)
+        lengths = torch.tensor([cache.frame.width - column for column in cache.first], device=device)
+        with watch(self._routers, plan, batch) as record:
+            logits = self._forward(
+                self.model,
+                cache,
+                tokens.to(device)[:, None].expand(batch, n),
+                lengths[:, None].expand(batch, n),
+                self._row_masks(cache, n),
+            ).logits.float()
+        cache.commit(1)
+        experts = record.marks(batch, n, self.shape.experts) if self._routers else None
+        changed = record.changed(batch, n, self.shape.experts) if plan.shift is not None else None
+        if places is None:
+            return Step(logits, experts, changed, plan.choices)
+        back = places.to(device)
+        return Step(logits[back], _at(experts, back), _at(changed, back), plan.choices)
+
+    def _row_masks(self, cache: CleanCache, n: int) -> Any:
+        """None where one row sees everything that is stored."""
+        if n == 1 and not any(self._windows) and max(cache.first) == cache.frame.start:
+            return None
+        return self._per_kind({w: row_mask(cache, n, w, self.model.device) for w in set(self._windows)})
+
+    def _per_kind(self, visible: dict[int | None, Tensor]) -> Any:
+        """One mask, or for a model of mixed layers a mask per kind, by the names of transformers."""
+        masks = {w: additive(v, self.model.dtype) for w, v in visible.items()}
+        if len(masks) == 1:
+            return next(iter(masks.values()))
+        return {"full_attention" if window is None else "sliding_attention": mask for window, mask in masks.items()}
+
+    def _forward(
+        self,
+        module: Any,
+        cache: CleanCache,
+        ids: Int[Tensor, "batch length"],
+        positions: Int[Tensor, "batch length"],
+        mask: Any,
+    ) -> Any:
+        keywords = {self._cache_keyword: cache}
+        return module(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, **keywords)
+
+
+def _groups(lengths: Sequence[int]) -> list[list[int]]:
+    """Prompts from short to long, in groups of at most PREFILL_TOKENS tokens, padding included."""
+    groups: list[list[int]] = [[]]
+    for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        if groups[-1] and (len(groups[-1]) + 1) * lengths[index] > PREFILL_TOKENS:
+            groups.append([])
+        groups[-1].append(index)
+    return groups
+
+
+def _at(value: Tensor | None, index: Tensor) -> Tensor | None:
+    return None if value is None else value[index]
+
+
+def _reordered(plan: RowPlan, places: Int[Tensor, " batch"]) -> RowPlan:
+    """The plan with sequence b's noise where sequence b's row is."""
+    if plan.shift is None:
+        return plan
+    shift = torch.empty_like(plan.shift).index_copy_(1, places.to(plan.shift.device), plan.shift)
+    return RowPlan(plan.n, shift, plan.noisy_layers)
+
+
+def _windows(config: Any, name: str) -> list[int | None]:
+    """Each layer's sliding window, None for full attention; other layers are refused by name."""
+    layers = DynamicCache(config=config).layers
+    foreign = {type(layer).__name__ for layer in layers} - {"DynamicLayer", "DynamicSlidingWindowLayer"}
+    foreign |= set(getattr(config, "layer_types", None) or ()) - ATTENTION_KINDS
+    if foreign or not layers:
+        raise ModelError(
+            f"{name} has layers whose state is not plain keys and values ({', '.join(sorted(foreign)) or 'unknown'})",
+            "use a model of full and sliding-window attention layers; the others are not supported yet",
+        )
+    windows = [getattr(layer, "sliding_window", None) for layer in layers]
+    if len({w for w in windows if w is not None}) > 1:
+        raise ModelError(f"{name} has sliding windows of several lengths", "use a model with one length of window")
+    return windows
+
+
+def _refuse_hidden_experts(config: Any, routers: Sequence[Any], name: str) -> None:
+    """A model with experts but without routers that we find would be billed wrongly in silence."""
+    names = ("num_experts", "num_local_experts", "n_routed_experts")
+    experts = max(getattr(config, n, None) or 0 for n in names)
+    if experts > 1 and not routers:
+        raise ModelError(
+            f"{name} has {experts} experts, but its routers are of no known class, so its cost is unknown",
+            "use a model whose routers are transformers' *TopKRouter classes",
+        )
+
+
+def _cache_keyword(model: Any) -> str:
+    """`cache` in newer versions of transformers, `past_key_values` in older ones."""
+    names = inspect.signature(model.forward).parameters
+    if "position_ids" not in names:
+        raise ModelError(f"{type(model).__name__} takes no position_ids", "use a model with explicit positions")
+    return "cache" if "cache" in names else "past_key_values"

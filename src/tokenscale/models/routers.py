@@ -1,0 +1,139 @@
+"""Finds the routers of a mixture-of-experts model and perturbs what they select.
+
+Routers are found by class: transformers names them ``*TopKRouter``, and they return (logits R, gate
+weights, expert indices). What a class does with R is not read from its name but tried: its own
+forward must equal softmax, top-k and, perhaps, renormalisation of the gate weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from tokenscale.core.errors import RoutingError
+from tokenscale.core.model import RowPlan
+
+
+@dataclass(frozen=True)
+class Router:
+    """One MoE layer's router. `renormalise` says whether gate weights sum to 1; None: not a softmax router."""
+
+    name: str
+    module: nn.Module
+    experts: int
+    top_k: int
+    renormalise: bool | None
+
+
+def find_routers(model: nn.Module) -> list[Router]:
+    """The routers in the order of their layers. The model is left as it was."""
+    found = [(name, m) for name, m in model.named_modules() if type(m).__name__.lower().endswith("topkrouter")]
+    return [probe(name, module) for name, module in found]
+
+
+@torch.no_grad()
+def probe(name: str, module: nn.Module) -> Router:
+    """Learns experts, top-k and the rule of the gate weights from 32 random hidden states."""
+    weight = next(module.parameters())
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(32, weight.shape[-1], generator=generator).to(weight.device, weight.dtype)
+    logits, weights, indices = module(hidden)
+    for renormalise in (False, True):
+        if torch.allclose(gates(logits, indices, renormalise), weights.float(), rtol=1e-2, atol=1e-6):
+            return Router(name, module, logits.shape[-1], indices.shape[-1], renormalise)
+    return Router(name, module, logits.shape[-1], indices.shape[-1], None)
+
+
+def gates(
+    logits: Float[Tensor, "*rows experts"], indices: Int[Tensor, "*rows top_k"], renormalise: bool
+) -> Float[Tensor, "*rows top_k"]:
+    """Gate weights of the chosen experts from the original router logits, in float32."""
+    chosen = logits.float().softmax(-1).gather(-1, indices)
+    return chosen / chosen.sum(-1, keepdim=True) if renormalise else chosen
+
+
+@dataclass
+class RoutingRecord:
+    """What the routers did in one forward: expert indices [layer][tokens, top_k], and the noise-free ones."""
+
+    chosen: list[Tensor] = field(default_factory=list)
+    clean: list[Tensor] = field(default_factory=list)
+
+    def marks(self, batch: int, rows: int, experts: int) -> Bool[Tensor, "batch rows moe_layers experts"]:
+        """The experts that every row ran."""
+        return _marks(torch.stack(self.chosen), experts).view(-1, batch, rows, experts).permute(1, 2, 0, 3)
+
+    def changed(self, batch: int, rows: int, experts: int) -> Bool[Tensor, "batch rows moe_layers"]:
+        """Where the set of experts differs from the same row's choice without noise."""
+        chosen, clean = torch.stack(self.chosen), torch.stack(self.clean)
+        kept = _marks(clean, experts).gather(-1, chosen).all(-1)
+        return ~kept.view(-1, batch, rows).permute(1, 2, 0)
+
+
+def _marks(indices: Int[Tensor, "*rows top_k"], experts: int) -> Bool[Tensor, "*rows experts"]:
+    marks = torch.zeros(*indices.shape[:-1], experts, dtype=torch.bool, device=indices.device)
+    return marks.scatter_(-1, indices, True)
+
+
+@contextmanager
+def watch(routers: list[Router], plan: RowPlan, batch: int) -> Iterator[RoutingRecord]:
+    """Records every router's choice during one forward and, where the plan has noise, changes it.
+
+    Tokens reach a router as [batch, rows] flattened. The hooks are gone after any exit. Raises
+    RoutingError for a router that was not called exactly once.
+    """
+    record = RoutingRecord()
+    handles = []
+    try:
+        for layer, router in enumerate(routers):
+            handles.append(router.module.register_forward_hook(_hook(router, layer, plan, batch, record)))
+        yield record
+    finally:
+        for handle in handles:
+            handle.remove()
+    if len(record.chosen) != len(routers):
+        silent = len(routers) - len(record.chosen)
+        raise RoutingError(
+            f"{silent} of {len(routers)} routers were not called in a forward, so their choices are unknown",
+            "load the model without fused expert kernels (use_kernels=False, or a dequantised checkpoint)",
+        )
+
+
+def _hook(router: Router, layer: int, plan: RowPlan, batch: int, record: RoutingRecord) -> Any:
+    noisy = plan.shift is not None and plan.noisy_layers[layer]
+
+    def hook(module: nn.Module, args: Any, output: tuple[Tensor, Tensor, Tensor]) -> Any:
+        logits, weights, indices = output
+        if plan.shift is not None:
+            record.clean.append(indices)
+        if noisy:
+            assert plan.shift is not None
+            weights, indices = perturb(router, logits, weights, indices, plan.shift[layer])
+        record.chosen.append(indices)
+        return (logits, weights, indices) if noisy else None
+
+    return hook
+
+
+def perturb(
+    router: Router,
+    logits: Float[Tensor, "tokens experts"],
+    weights: Float[Tensor, "tokens top_k"],
+    indices: Int[Tensor, "tokens top_k"],
+    shift: Float[Tensor, "batch rows experts"],
+) -> tuple[Float[Tensor, "tokens top_k"], Int[Tensor, "tokens top_k"]]:
+    """Indices = TopK(R + shift, k) with the gate weights of R; row 0 keeps what the router itself said."""
+    assert router.renormalise is not None
+    batch, rows, experts = shift.shape
+    noisy = (logits.float().view(batch, rows, experts) + shift.to(logits.device))[:, 1:]
+    chosen = noisy.topk(router.top_k, dim=-1).indices
+    gate = gates(logits.view(batch, rows, experts)[:, 1:], chosen, router.renormalise)
+    new_weights, new_indices = weights.view(batch, rows, -1).clone(), indices.view(batch, rows, -1).clone()
+    new_weights[:, 1:], new_indices[:, 1:] = gate.to(weights.dtype), chosen
+    return new_weights.flatten(0, 1), new_indices.flatten(0, 1)
