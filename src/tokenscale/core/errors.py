@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
+from numbers import Real
 
 
 class TokenscaleError(Exception):
@@ -79,3 +81,10 @@ def at_least(owner: str, name: str, value: int, least: int) -> None:
     if value < least:
         message = f"{owner}({name}={value}): {name} must be at least {least}"
         raise ArgumentError(message, f"write {name}={least}, or more")
+
+
+def finite(owner: str, name: str, value: object, example: float) -> float:
+    """Refuses what is not a finite number, and returns it as a float. `example` is a value that would do."""
+    if isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    raise ArgumentError(f"{owner}({name}={value!r}): {name} must be a finite number", f"write {name}={example}")

@@ -1,0 +1,47 @@
+"""The model itself as a proposer: one row per token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jaxtyping import Int
+from torch import Tensor
+
+from tokenscale.core.model import LanguageModel, State, Step
+from tokenscale.core.noise import Stream
+from tokenscale.core.strategy import Aggregator, Proposals, Rows, TokenProposer, all_valid, start_all
+from tokenscale.token_level.aggregators import MeanProbability
+
+
+class PlainProposals(Proposals):
+    """A cache and the model that fills it."""
+
+    def __init__(self, lm: LanguageModel, state: State) -> None:
+        self._lm, self._state = lm, state
+
+    def propose(self, tokens: Int[Tensor, " batch"]) -> tuple[Rows, Step]:
+        step = self._lm.step(self._state, tokens)
+        return all_valid(step.logits), step
+
+    @property
+    def state(self) -> State:
+        return self._state
+
+    def select(self, index: Sequence[int]) -> PlainProposals:
+        return PlainProposals(self._lm, self._state.select(index))
+
+    def join(self, other: Proposals) -> PlainProposals:
+        return PlainProposals(self._lm, self._state.join(other.state))
+
+
+@dataclass(frozen=True)
+class Plain(TokenProposer):
+    """The model's own distribution, unchanged. Works with every model."""
+
+    @property
+    def default_aggregator(self) -> Aggregator:
+        return MeanProbability()
+
+    def start(self, lm: LanguageModel, prompts: Sequence[tuple[int, ...]], streams: Sequence[Stream]) -> PlainProposals:
+        return PlainProposals(lm, start_all(lm, prompts))
