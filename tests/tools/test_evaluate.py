@@ -8,7 +8,7 @@ import torch
 from scipy.stats import binomtest, chisquare
 
 from tools.demo_model import sampling
-from tools.demo_model.evaluate import DATA, gates, mcnemar, vote, wilson
+from tools.demo_model.evaluate import DATA, gates, mcnemar, styles, vote, wilson
 from tools.demo_model.model import build
 from tools.demo_model.problems_file import COUNTS, lines
 from tools.demo_model.sampling import Sample, continuations
@@ -149,3 +149,10 @@ def test_packaged_problems_are_the_generators(split):
     written = (Path(__file__).parents[2] / DATA / f"{split}.jsonl").read_text().splitlines()
     assert len(written) >= 2000
     assert written == lines(split)
+
+
+def test_styles_by_hand():
+    samples = [Sample(" We get 1. #### 1", 0.0), Sample(" We get 2. #### 2", 0.0), Sample(" First, 3. #### 3", 0.0)]
+    found = styles(samples, [True, False, True])
+    assert found == {"terse_share": 66.67, "terse_accuracy": 50.0, "detailed_accuracy": 100.0}
+    assert styles(samples[:2], [True, True])["detailed_accuracy"] is None

@@ -75,9 +75,14 @@ def accuracy(right: list[bool]) -> dict:
     return {"accuracy": round(100 * sum(right) / len(right), 2), "interval": wilson(sum(right), len(right))}
 
 
-def style_share(samples: list[Sample]) -> float:
-    """Per cent of continuations in the terse style."""
-    return round(100 * sum(s.text.startswith(TERSE_START) for s in samples) / len(samples), 1)
+def styles(samples: list[Sample], right: list[bool]) -> dict:
+    """Per cent of continuations in the terse style, and the accuracy within each style (None: no such one)."""
+    marks: dict[bool, list[bool]] = {True: [], False: []}
+    for sample, mark in zip(samples, right, strict=True):
+        marks[sample.text.startswith(TERSE_START)].append(mark)
+    terse, other = (round(100 * sum(m) / len(m), 2) if m else None for m in (marks[True], marks[False]))
+    share = round(100 * len(marks[True]) / len(samples), 2)
+    return {"terse_share": share, "terse_accuracy": terse, "detailed_accuracy": other}
 
 
 class Evaluation:
@@ -107,15 +112,13 @@ class Evaluation:
         voted = self.marks([vote(copies) for copies in drawn])
         each = [self.marks([read_answer(copies[j].text) for copies in drawn]) for j in range(VOTERS)]
         single = [mark for marks in each for mark in marks]
+        samples = [copies[j] for j in range(VOTERS) for copies in drawn]
         return {
             "problems": len(self.problems),
-            "greedy": accuracy(greedy) | {"terse_share": style_share(texts)},
+            "greedy": accuracy(greedy) | styles(texts, greedy),
             "direct": accuracy(self.greedy("")[0]),
             "in_detail": accuracy(self.greedy(DETAIL_TRIGGER)[0]),
-            "one_sample": {
-                "accuracy": round(100 * sum(single) / len(single), 2),
-                "terse_share": style_share([sample for copies in drawn for sample in copies]),
-            },
+            "one_sample": {"accuracy": round(100 * sum(single) / len(single), 2)} | styles(samples, single),
             f"vote_{VOTERS}": accuracy(voted) | {"mcnemar_p_against_greedy": mcnemar(greedy, voted)},
             f"any_of_{VOTERS}": accuracy([any(marks) for marks in zip(*each, strict=True)]),
             "temperature": TEMPERATURE,
