@@ -248,7 +248,7 @@ def _groups(lengths: Sequence[int]) -> list[list[int]]:
         if groups[-1] and (len(groups[-1]) + 1) * lengths[index] > PREFILL_TOKENS:
             groups.append([])
         groups[-1].append(index)
-    return groups
+    return [sorted(group) for group in groups]
 
 
 def _at(value: Tensor | None, index: Tensor) -> Tensor | None:
