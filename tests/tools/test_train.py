@@ -46,6 +46,19 @@ def test_checkpoints_at_the_ends_of_stages(tokenizer_folder, tmp_path):
     assert summary(run)["steps"] == 6
 
 
+def test_only_what_is_still_to_come_may_change(tokenizer_folder, tmp_path):
+    train(Run(RECIPE, 0, False, tokenizer_folder), tmp_path, 3)
+    one, two = RECIPE.stages
+    longer = replace(RECIPE, stages=(one, replace(two, steps=5, mix=replace(EASY_MIX, terse=0.9))))
+    resumed = Run(longer, 0, False, tokenizer_folder)
+    resumed.load(tmp_path / "checkpoint-one.pt")
+    train(resumed, tmp_path / "longer", longer.steps)
+    assert resumed.step == 8
+    for other in (replace(RECIPE, rate=1.0), replace(RECIPE, stages=(replace(one, steps=4), two))):
+        with pytest.raises(ValueError, match=r"the checkpoint's (rate|stage one) is .* train from the start"):
+            Run(other, 0, False, tokenizer_folder).load(tmp_path / "checkpoint-one.pt")
+
+
 def test_a_run_depends_on_its_seed_and_on_noise(tokenizer_folder, tmp_path):
     weights = []
     for seed, noisy in ((0, False), (1, False), (0, True)):

@@ -71,6 +71,19 @@ RECIPES = {
 }
 
 
+def check_same_past(saved: dict, recipe: Recipe, step: int) -> None:
+    """Refuses a checkpoint whose steps so far followed other stages or another optimizer than ``recipe``."""
+    past, begin = asdict(recipe), 0
+    pairs = [(saved[key], past[key], key) for key in ("model", "batch", "rate", "muon_rate", "warm_up")]
+    for was, now in zip(saved["stages"], past["stages"], strict=False):
+        if begin < step:
+            pairs.append((was, now, f"stage {now['name']}"))
+        begin += was["steps"]
+    for was, now, what in pairs:
+        if was != now:
+            raise ValueError(f"the checkpoint's {what} is {was}, the recipe's is {now}: train from the start")
+
+
 def optimizers(model: PreTrainedModel, recipe: Recipe) -> list[torch.optim.Optimizer]:
     """Muon for the square attention matrices, AdamW for everything else."""
     attention = [p for name, p in model.named_parameters() if "self_attn" in name and p.ndim == 2]
@@ -128,6 +141,7 @@ class Run:
     def load(self, path: Path) -> None:
         """Restores a checkpoint."""
         state = torch.load(path, weights_only=True)
+        check_same_past(state["recipe"], self.recipe, state["counters"][0])
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
