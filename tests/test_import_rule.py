@@ -19,10 +19,11 @@ ORDER = """
 core
 models token_level sequence_level
 plugins
-dsl
+dsl spec
+spec
 pipeline
 testing
-recipe_text
+recipe_text recipe_sections
 recipe
 experiments
 integrations

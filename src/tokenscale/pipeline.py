@@ -1,0 +1,275 @@
+"""Pipelines: stages in the order of the grammar, checked when built, printed as what parses, and run.
+
+The grammar, inner to outer: proposer? aggregator? constraint? decoder? prompting* search* choosing*.
+Kinds that can stand once have one place and may be written anywhere; the order of the others is their
+nesting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+from tokenscale import dsl, spec
+from tokenscale.core.data import Prompt, Result
+from tokenscale.core.decode import LocalBackend
+from tokenscale.core.errors import ArgumentError, CapabilityError, PipelineError, at_least
+from tokenscale.core.model import LanguageModel
+from tokenscale.core.run import run_problems
+from tokenscale.core.strategy import (
+    ONE_PLACE,
+    Aggregator,
+    Composable,
+    Decoder,
+    Kind,
+    SequenceStrategy,
+    Stage,
+    TokenProposer,
+    require_stage,
+    set_composer,
+)
+from tokenscale.token_level.decoders import Greedy, Sample
+from tokenscale.token_level.plain import Plain
+
+# Constraints have a place in the grammar and no class yet.
+CLASSES: Mapping[Kind, type[Stage]] = {
+    Kind.PROPOSER: TokenProposer,
+    Kind.AGGREGATOR: Aggregator,
+    Kind.DECODER: Decoder,
+    Kind.PROMPTING: SequenceStrategy,
+    Kind.SEARCH: SequenceStrategy,
+    Kind.CHOOSING: SequenceStrategy,
+}
+ALIKE_SHARE = 0.1
+
+Chat = Sequence[Mapping[str, str]]
+
+
+@dataclass(frozen=True, init=False, repr=False)
+class Pipeline(Composable):
+    """Stages in canonical order; equal where their stages are, and a part of other pipelines.
+
+    `Pipeline(a, b)`, `a | b` and `Pipeline.parse("a | b")` are the same. Pipelines among the stages
+    are replaced by their stages. Raises PipelineError for what cannot be meant.
+    """
+
+    stages: tuple[Stage, ...]
+
+    def __init__(self, *stages: Stage | Pipeline) -> None:
+        object.__setattr__(self, "stages", _ordered(_flattened(stages)))
+        _check_chance(self)
+
+    @classmethod
+    def parse(cls, text: str) -> Pipeline:
+        """The pipeline of a text such as "RoE(n=4) | SelfConsistency(k=5)" (see `dsl`). Raises PipelineError."""
+        if not isinstance(text, str):
+            raise PipelineError(f"parse reads text, got {text!r:.80}", 'write Pipeline.parse("RoE(n=4)")')
+        return cls(*dsl.parse(text))
+
+    @classmethod
+    def from_spec(cls, data: object) -> Pipeline:
+        """The pipeline of what `to_spec` returned (see `spec`). Raises PipelineError."""
+        return cls(*spec.read(data))
+
+    def to_spec(self) -> list[dict[str, object]]:
+        """Plain values for JSON and YAML: one mapping a stage, `{"RoE": {"n": 4, "tau": 0.3, ...}}`.
+
+        All parameters are written, defaults included, so that a stored spec keeps its meaning.
+        Raises PipelineError for values without a text form.
+        """
+        return spec.write(self.stages)
+
+    def __repr__(self) -> str:
+        return " | ".join(map(dsl.to_text, self.stages))
+
+    def __len__(self) -> int:
+        return len(self.stages)
+
+    def __getitem__(self, index: int) -> Stage:
+        return self.stages[index]
+
+    @property
+    def proposer(self) -> TokenProposer:
+        """The proposer; the model itself where none is named."""
+        return next((s for s in self.stages if isinstance(s, TokenProposer)), Plain())
+
+    @property
+    def aggregator(self) -> Aggregator:
+        """The aggregator; the proposer's own where none is named."""
+        named = next((s for s in self.stages if isinstance(s, Aggregator)), None)
+        return named or self.proposer.default_aggregator
+
+    @property
+    def decoder(self) -> Decoder:
+        """The decoder. Where none is named: sampling under a search or a choice, else greedy."""
+        named = next((s for s in self.stages if isinstance(s, Decoder)), None)
+        sampling = any(s.kind in (Kind.SEARCH, Kind.CHOOSING) for s in self.stages)
+        return named or (Sample(temperature=0.7) if sampling else Greedy())
+
+    @property
+    def strategies(self) -> tuple[SequenceStrategy, ...]:
+        """The sequence-level stages, inner to outer."""
+        return tuple(s for s in self.stages if isinstance(s, SequenceStrategy))
+
+    def resolved(self) -> Pipeline:
+        """This pipeline with its defaults written out."""
+        return Pipeline(self.proposer, self.aggregator, self.decoder, *self.strategies)
+
+    def check(self, lm: LanguageModel) -> None:
+        """Raises CapabilityError, or ArgumentError for parameters that do not fit this model."""
+        if not isinstance(lm, LanguageModel):
+            hint = 'pass ts.load("demo"), or ts.wrap(model, tokenizer) for a model in memory'
+            raise ArgumentError(f"a pipeline runs on a model of tokenscale, got {lm!r:.80}", hint)
+        self.proposer.check(lm)
+        missing = ", ".join(sorted(self.proposer.needs - lm.capabilities))
+        if missing:
+            message = f"{dsl.to_text(self.proposer)} needs {missing}, which {lm.name} lacks"
+            raise CapabilityError(message, "use another proposer, or a model that offers it")
+        reader = next((s for s in self.stages if s.reads_text), None)
+        if reader is not None and lm.tokenizer is None:
+            message = f"{dsl.to_text(reader)} reads text, and {lm.name} has no tokenizer"
+            raise CapabilityError(message, "pass one: ts.wrap(model, tokenizer)")
+
+    def run(
+        self,
+        lm: LanguageModel,
+        prompts: Sequence[Prompt | str | Chat],
+        *,
+        seed: int = 0,
+        max_new_tokens: int = 256,
+        stop_strings: Sequence[str] = (),
+        batch_size: int = 16,
+        trace: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[Result]:
+        """Answers every prompt (a string, chat messages, or a Prompt); results in their order.
+
+        Equal seeds give equal draws, whatever `batch_size` (candidates decoded at once) and whatever
+        else is asked. A candidate ends with the model's end token, a stop string, or `max_new_tokens`.
+        `trace` keeps per-token records; `progress(done, total)` is called as problems end.
+        Raises ArgumentError, PromptError and CapabilityError before anything is decoded.
+        """
+        asked = _prompts(prompts)
+        for name, value, least in (
+            ("seed", seed, 0),
+            ("max_new_tokens", max_new_tokens, 1),
+            ("batch_size", batch_size, 1),
+        ):
+            at_least("run", name, value, least)
+        stops = _stop_strings(stop_strings)
+        self.check(lm)
+        backend = LocalBackend(lm, self.proposer, self.aggregator, self.decoder, batch_size=batch_size, trace=trace)
+        results = run_problems(
+            lm,
+            backend,
+            self.strategies,
+            asked,
+            seed=seed,
+            max_new_tokens=max_new_tokens,
+            stop_strings=stops,
+            progress=progress,
+        )
+        return [self.with_notes(result) for result in results]
+
+    def with_notes(self, result: Result) -> Result:
+        """A result of this pipeline with what the token level has to say about it."""
+        notes = self.proposer.notes(result.routing)
+        if not self.decoder.random and len(result.candidates) > 1:
+            notes += _alike(result, self)
+        return replace(result, notes=(*result.notes, *notes))
+
+
+set_composer(lambda inner, outer: Pipeline(inner, outer))
+
+
+def _flattened(stages: Iterable[object]) -> list[Stage]:
+    flat: list[Stage] = []
+    for stage in stages:
+        if isinstance(stage, str):
+            raise PipelineError(f"{stage!r:.80} is text, not a stage", f"write Pipeline.parse({stage!r:.80})")
+        flat.extend(stage.stages if isinstance(stage, Pipeline) else [require_stage(stage)])
+    return flat
+
+
+def _ordered(stages: list[Stage]) -> tuple[Stage, ...]:
+    """The canonical order. Raises PipelineError for an empty list, doubles, and an impossible nesting."""
+    if not stages:
+        raise PipelineError("a pipeline without stages", "write Pipeline(Greedy()) for the model as it is")
+    for stage in stages:
+        _check_class(stage)
+    once = sorted((s for s in stages if s.kind in ONE_PLACE), key=_place)
+    for one, two in pairwise(once):
+        if one.kind is two.kind:
+            message = f"two {_word(one.kind)}s: {dsl.to_text(one)} and {dsl.to_text(two)}"
+            raise PipelineError(message, "keep one of them")
+    nested = [s for s in stages if s.kind not in ONE_PLACE]
+    for inner, outer in pairwise(nested):
+        if _place(inner) > _place(outer):
+            raise PipelineError(
+                f"{dsl.to_text(outer)} cannot stand around {dsl.to_text(inner)}: "
+                f"{_word(outer.kind)} goes inside {_word(inner.kind)}",
+                "write " + " | ".join(map(dsl.to_text, [*once, *sorted(nested, key=_place)])),
+            )
+    return (*once, *nested)
+
+
+def _check_class(stage: Stage) -> None:
+    expected = CLASSES.get(stage.kind)
+    if expected is None:
+        raise PipelineError(f"{dsl.to_text(stage)}: no {_word(stage.kind)} can run in this version", "leave it out")
+    if not isinstance(stage, expected):
+        message = f"{type(stage).__name__} is of the kind {_word(stage.kind)}, but extends no {expected.__name__}"
+        raise PipelineError(message, f"extend {expected.__name__}, or name another kind")
+
+
+def _place(stage: Stage) -> int:
+    return stage.kind.value
+
+
+def _check_chance(pipeline: Pipeline) -> None:
+    """Refuses a choice among candidates that must all be equal."""
+    chooser = next((s for s in pipeline.stages if s.kind is Kind.CHOOSING), None)
+    if chooser is None or pipeline.decoder.random or pipeline.proposer.random:
+        return
+    decoder, proposer = dsl.to_text(pipeline.decoder), dsl.to_text(pipeline.proposer)
+    raise PipelineError(
+        f"{dsl.to_text(chooser)} would choose among equal candidates: {decoder} over {proposer} has no randomness",
+        f"leave {decoder} out (then Sample(temperature=0.7) is used), or use a random proposer such as RoE(n=4)",
+    )
+
+
+def _word(kind: Kind) -> str:
+    return kind.name.lower()
+
+
+def _prompts(prompts: object) -> list[Prompt]:
+    if isinstance(prompts, str | Mapping | Prompt) or not isinstance(prompts, Iterable):
+        shown = "a single string" if isinstance(prompts, str) else f"{prompts!r:.80}"
+        raise ArgumentError(f"run takes a list of prompts, got {shown}", "write run(lm, [prompt])")
+    asked = list(prompts)
+    if not asked:
+        raise ArgumentError("run got an empty list of prompts", 'give at least one: run(lm, ["Q: ..."])')
+    if isinstance(asked[0], Mapping):
+        raise ArgumentError("run takes a list of prompts, got the messages of one chat", "write run(lm, [messages])")
+    return [Prompt.of(prompt) for prompt in asked]
+
+
+def _stop_strings(stop_strings: object) -> tuple[str, ...]:
+    stops = stop_strings if isinstance(stop_strings, list | tuple) else [None]
+    if all(isinstance(stop, str) and stop for stop in stops):
+        return tuple(stops)
+    message = f"run(stop_strings={stop_strings!r:.80}): stop_strings must be a list of strings, none of them empty"
+    raise ArgumentError(message, r'write stop_strings=["\nQ:"]')
+
+
+def _alike(result: Result, pipeline: Pipeline) -> tuple[str, ...]:
+    first, *others = result.candidates
+    differing = sum(c.token_ids != first.token_ids for c in others)
+    if differing >= ALIKE_SHARE * len(result.candidates):
+        return ()
+    decoder, proposer = dsl.to_text(pipeline.decoder), dsl.to_text(pipeline.proposer)
+    return (
+        f"only {differing} of {len(result.candidates)} candidates differ from the first: {decoder} leaves all chance "
+        f"to {proposer}. Sample(temperature=0.7) in its place brings more.",
+    )
