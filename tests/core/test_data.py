@@ -63,6 +63,12 @@ def test_an_ask_for_nothing_is_refused(changes: dict[str, int]) -> None:
         replace(Ask(Prompt(text="a"), Stream((0,)), 5), **changes)
 
 
+@pytest.mark.parametrize("wrong", ["\n", ("\n", "")])
+def test_stop_strings_are_a_tuple_of_texts(wrong: object) -> None:
+    with pytest.raises(ArgumentError, match="stop strings are a tuple of texts that are not empty"):
+        Ask(Prompt(text="a"), Stream((0,)), 5, stop_strings=wrong)  # type: ignore[arg-type]
+
+
 def test_routing_stats_add_up() -> None:
     total = RoutingStats(10, 2, 12, 4) + RoutingStats(10, 3, 8, 4)
     assert total == RoutingStats(20, 5, 20, 8)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from tokenscale.core.cost import Cost
-from tokenscale.core.errors import PromptError, at_least
+from tokenscale.core.errors import ArgumentError, PromptError, at_least
 from tokenscale.core.noise import Stream
 
 if TYPE_CHECKING:
@@ -101,6 +101,9 @@ class Ask:
     def __post_init__(self) -> None:
         at_least("Ask", "k", self.k, 1)
         at_least("Ask", "max_new_tokens", self.max_new_tokens, 1)
+        if isinstance(self.stop_strings, str) or "" in self.stop_strings:
+            message = f"stop_strings={self.stop_strings!r}: stop strings are a tuple of texts that are not empty"
+            raise ArgumentError(message, 'write stop_strings=("\\n",)')
 
     def copies(self) -> list[Ask]:
         """The k asks of one copy each whose candidates are this ask's candidates."""

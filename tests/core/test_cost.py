@@ -1,0 +1,211 @@
+"""Bills against figures worked by hand and a plain re-computation, one forward at a time."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tokenscale.core.cost import Cost, Ledger, ModelShape, Usage
+
+SHAPE = ModelShape(
+    dense_flops=100,
+    head_flops=50,
+    expert_flops=20,
+    attention=((2, None), (1, 3)),
+    dense_bytes=1000,
+    expert_bytes=10,
+    kv_bytes=4,
+    moe_layers=2,
+    experts=10,
+    top_k=2,
+)
+NO_EXPERTS = np.zeros((2, 2), np.uint8)
+
+
+def packed(marks: list[list[set[int]]]) -> np.ndarray:
+    """Packed bits [steps, layers, 2] of the experts named per step and layer."""
+    bits = np.zeros((len(marks), SHAPE.moe_layers, SHAPE.experts), bool)
+    for step, layers in enumerate(marks):
+        for layer, experts in enumerate(layers):
+            bits[step, layer, list(experts)] = True
+    return np.packbits(bits, axis=-1)
+
+
+def test_flops_by_hand() -> None:
+    # At context 5 a row sees 5 keys at 2 FLOPs and, through the window, 3 keys at 1.
+    assert SHAPE.attention_flops([1, 5]).tolist() == [3, 13]
+    # Steps of 2 and 1 rows at contexts 5 and 6: 2 * (170 + 13) + (170 + 15).
+    assert SHAPE.decode_flops([2, 1], 5) == 551
+    # Three prompt tokens without head: 3 * 120 + (3 + 6 + 9).
+    assert SHAPE.prefill_flops(3) == 378
+    assert SHAPE.prefill_flops(0) == 0
+
+
+def test_a_candidate_by_hand() -> None:
+    usage = Usage((7, 8, 9), (1, 4), packed([[{0, 1}, {2, 3}], [{0, 1, 9}, {2, 3}]]), packed([[{0, 5}, {1, 2, 8}]])[0])
+    decode = Cost(
+        flops=(170 + 9) + 4 * (170 + 11),
+        bytes=2 * 1000 + 9 * 10 + (3 + 4) * 4,
+        expert_loads=9,
+        new_tokens=2,
+        rows=5,
+        sequential_steps=2,
+    )
+    assert usage.decode_cost(SHAPE) == decode
+    ledger = Ledger(SHAPE)
+    assert ledger.add([usage], 0) == 2
+    prefill = Cost(flops=2 * 120 + 3 + 6, bytes=1000 + 5 * 10, expert_loads=5, prompt_tokens=3, sequential_steps=1)
+    assert ledger.bill() == decode + prefill
+
+
+def test_candidates_in_lockstep_share_prompt_weights_and_experts() -> None:
+    prefill = packed([[{0}, {0}]])[0]
+    one = Usage((1, 2), (1, 1), packed([[{0, 1}, {0, 1}], [{0, 1}, {0, 1}]]), prefill)
+    other = Usage((1, 2), (1,), packed([[{1, 2}, {0, 1}]]), prefill)
+    ledger = Ledger(SHAPE)
+    assert ledger.add([one, other], 0) == 2
+    bill = ledger.bill()
+    assert bill.expert_loads == (3 + 2) + (2 + 2) + 2
+    # Keys read: the prompt's 2 in both steps, and in the second the first candidate's own token.
+    assert bill.bytes == 1000 + 2 * 10 + 2 * 1000 + 9 * 10 + (2 + 2 + 1) * 4
+    assert (bill.prompt_tokens, bill.new_tokens, bill.rows, bill.sequential_steps) == (2, 3, 3, 3)
+    alone = [u.decode_cost(SHAPE) for u in (one, other)]
+    assert bill.flops == sum(c.flops for c in alone) + SHAPE.prefill_flops(1)
+
+
+def test_a_prompt_of_one_token_needs_no_prefill() -> None:
+    ledger = Ledger(SHAPE)
+    ledger.add([Usage((1,), (1,), packed([[{0}, {0}]]), NO_EXPERTS)], 0)
+    bill = ledger.bill()
+    assert (bill.prompt_tokens, bill.sequential_steps) == (1, 1)
+
+
+def test_beams_are_billed_each() -> None:
+    marks = packed([[{0}, {0}], [{0, 1}, {0}]])
+    usage = Usage((1, 2, 3), (1, 2), marks, NO_EXPERTS, beams=(1, 2))
+    bill = usage.decode_cost(SHAPE)
+    assert (bill.new_tokens, bill.rows) == (3, 3)
+    # The second step reads the prompt's 3 keys once, and each beam's own token.
+    assert bill.bytes == 2 * 1000 + 5 * 10 + (3 + 3 + 2) * 4
+
+
+def test_a_dense_model_loads_no_experts() -> None:
+    shape = ModelShape(100, 50, 0, ((2, None),), 1000, 0, 4, 0, 0, 0)
+    usage = Usage((1, 2), (1, 1), np.zeros((2, 0, 0), np.uint8), np.zeros((0, 0), np.uint8))
+    ledger = Ledger(shape)
+    ledger.add([usage], 0)
+    assert ledger.bill().expert_loads == 0
+    assert ledger.bill().bytes == 3 * 1000 + (2 + 3) * 4
+
+
+def test_an_empty_ledger_bills_nothing() -> None:
+    assert Ledger(SHAPE).bill() == Cost()
+    assert Ledger(SHAPE).add([], 5) == 5
+
+
+PROMPTS = [(1,), (1, 2), (1, 2, 3), (4, 5)]
+
+
+@st.composite
+def usages(draw: st.DrawFn) -> Usage:
+    steps = draw(st.integers(1, 4))
+    bits = st.integers(0, 255)
+    experts = np.array(draw(st.lists(bits, min_size=4 * steps, max_size=4 * steps)), np.uint8)
+    experts = (experts.reshape(steps, 2, 2) & [255, 0b11000000]).astype(np.uint8)
+    prompt = draw(st.sampled_from(PROMPTS))
+    # What a prefill runs is a function of the prompt.
+    prefill = np.array([[len(prompt), 0], [prompt[-1], 128]], np.uint8) if len(prompt) > 1 else NO_EXPERTS
+    rows = tuple(draw(st.lists(st.integers(1, 5), min_size=steps, max_size=steps)))
+    beams = tuple(draw(st.lists(st.integers(1, 3), min_size=steps, max_size=steps)))
+    return Usage(prompt, rows, experts, prefill, draw(st.sampled_from([(), beams])))
+
+
+entered = st.lists(st.tuples(usages(), st.integers(0, 5)), min_size=1, max_size=6)
+
+
+def plain_bill(entries: list[tuple[Usage, int]]) -> dict[str, float]:
+    """The scenario "alone", one forward after the other, with sets and loops."""
+    bill = {"flops": 0.0, "bytes": 0.0, "expert_loads": 0, "prompt_tokens": 0}
+    bill |= {"new_tokens": 0, "rows": 0, "sequential_steps": 0}
+    known: set[tuple[int, ...]] = set()
+    for time in range(20):
+        fresh = {u.prompt: u for u, start in entries if start == time and u.prompt not in known}
+        known |= set(fresh)
+        for prompt, usage in fresh.items():
+            bill["prompt_tokens"] += len(prompt)
+            if len(prompt) > 1:
+                count = len(unpacked(usage.prefill_experts))
+                bill["bytes"] += SHAPE.dense_bytes + count * SHAPE.expert_bytes
+                bill["expert_loads"] += count
+            for context in range(1, len(prompt)):
+                bill["flops"] += 120 + 2 * context + min(context, 3)
+        bill["sequential_steps"] += any(len(prompt) > 1 for prompt in fresh)
+        live = [(u, time - start) for u, start in entries if 0 <= time - start < len(u.rows)]
+        loads = set().union(*(unpacked(u.experts[step]) for u, step in live))
+        keys = sum(len(prompt) for prompt in {u.prompt for u, _ in live})
+        for usage, step in live:
+            beams = usage.beams[step] if usage.beams else 1
+            context = len(usage.prompt) + step
+            bill["flops"] += usage.rows[step] * (170 + 2 * context + min(context, 3))
+            bill["new_tokens"] += beams
+            bill["rows"] += usage.rows[step]
+            keys += beams * step
+        bill["expert_loads"] += len(loads)
+        bill["bytes"] += len(loads) * SHAPE.expert_bytes + keys * SHAPE.kv_bytes + bool(live) * SHAPE.dense_bytes
+        bill["sequential_steps"] += bool(live)
+    return bill
+
+
+def unpacked(bits: np.ndarray) -> set[tuple[int, int]]:
+    return {(layer, e) for layer, row in enumerate(np.unpackbits(bits, axis=-1)) for e in np.flatnonzero(row).tolist()}
+
+
+@given(entered)
+def test_a_bill_equals_the_plain_recomputation(entries: list[tuple[Usage, int]]) -> None:
+    ledger = Ledger(SHAPE)
+    for usage, start in entries:
+        assert ledger.add([usage], start) == start + len(usage.rows)
+    assert ledger.bill().to_dict() == plain_bill(entries)
+
+
+@given(entered, st.randoms(use_true_random=False))
+def test_the_order_of_entry_does_not_matter(entries: list[tuple[Usage, int]], random: object) -> None:
+    one, other = Ledger(SHAPE), Ledger(SHAPE)
+    shuffled = list(entries)
+    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    for ledger, order in ((one, entries), (other, shuffled)):
+        for usage, start in order:
+            ledger.add([usage], start)
+    assert one.bill() == other.bill()
+
+
+@given(entered)
+def test_what_candidates_share_is_billed_once_and_the_rest_adds_up(entries: list[tuple[Usage, int]]) -> None:
+    ledger = Ledger(SHAPE)
+    for usage, start in entries:
+        ledger.add([usage], start)
+    together, alone = ledger.decode(), Cost.total(usage.decode_cost(SHAPE) for usage, _ in entries)
+    assert (together.flops, together.new_tokens, together.rows) == (alone.flops, alone.new_tokens, alone.rows)
+    assert together.bytes <= alone.bytes
+    assert together.expert_loads <= alone.expert_loads
+
+
+@given(st.lists(st.floats(0, 1e20), min_size=1, max_size=20), st.randoms(use_true_random=False))
+def test_bills_add_up_in_any_order(flops: list[float], random: object) -> None:
+    bills = [Cost(flops=f, new_tokens=1) for f in flops]
+    total = Cost.total(bills)
+    random.shuffle(bills)  # type: ignore[attr-defined]
+    assert Cost.total(bills) == total == Cost(flops=math.fsum(flops), new_tokens=len(flops))
+
+
+def test_costs_add_field_by_field() -> None:
+    total = Cost(1.0, 2.0, 3, 4, 5, 6, 7) + Cost(10.0, 20.0, 30, 40, 50, 60, 70)
+    assert total == Cost(11.0, 22.0, 33, 44, 55, 66, 77)
+    assert total.to_dict()["rows"] == 66
+    assert Cost.total([]) == Cost()
+    with pytest.raises(AttributeError):
+        total.rows = 0  # type: ignore[misc]
