@@ -17,7 +17,7 @@ from tokenscale.core.errors import RecipeError
 
 Loc = tuple[str | int, ...]
 MAX_DEPTH = 20
-MAX_VALUES = 20_000
+MAX_VALUES = 5_000
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,8 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path} is not UTF-8 text (byte {error.start})", "save the recipe as UTF-8") from None
-    except OSError as error:
-        reason = error.strerror or str(error)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
         raise RecipeError(
             f"the recipe {str(path)!r} cannot be read: {reason}", "give the path of a YAML file"
         ) from None

@@ -1,0 +1,158 @@
+"""Runs the arms of a recipe and keeps every answer; what a folder already has is not run again."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from tokenscale.core.cost import Cost
+from tokenscale.core.data import Result
+from tokenscale.core.model import LanguageModel
+from tokenscale.experiments.report import build
+from tokenscale.experiments.store import Row, Slot, Store, write_text
+from tokenscale.experiments.tables import markdown
+from tokenscale.experiments.tasks import Problem, Task, digest, find_task, prompts, reported
+from tokenscale.models.hf import load
+from tokenscale.recipe import Recipe
+from tokenscale.recipe_sections import ModelSection
+
+# Long enough to keep a batch full, short enough that a killed run loses little.
+PROBLEMS_PER_CHUNK = 64
+AUTO_BATCH_SIZE = 64
+LIBRARIES = ("tokenscale", "torch", "transformers", "numpy")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is: `done` of `total` problems over all arms and seeds; `slot` is what runs now.
+
+    `cost` sums what the answers so far cost, those of an earlier run of the folder included.
+    """
+
+    slot: Slot
+    done: int
+    total: int
+    cost: Cost
+
+
+Opened = Callable[[ModelSection], LanguageModel]
+
+
+def open_model(section: ModelSection) -> LanguageModel:
+    """The model that a recipe's model section names. Raises ModelError."""
+    return load(**section.model_dump())
+
+
+def execute(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    open_model: Opened = open_model,
+    progress: Callable[[Progress], None] = lambda _: None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Any]:
+    """Runs what `folder` lacks, writes report.json and report.md there, and returns the report.
+
+    Killed at any moment and called again it goes on, and ends with the same report, seconds aside.
+    Raises RecipeError for a folder of another run, and what pipelines raise for models that do not
+    fit them, before anything is decoded.
+    """
+    problems = {name: reported(name, section) for name, section in recipe.tasks.items()}
+    store = Store(folder, facts(recipe, problems))
+    try:
+        run = _Run(recipe, store, problems, progress, clock)
+        for name, section in recipe.models.items():
+            run.model(name, open_model(section))
+        report = build(recipe, store)
+        write_text(folder / "report.md", markdown(report))
+        write_text(folder / "report.json", json.dumps(report, indent=1, allow_nan=False) + "\n")
+    finally:
+        store.close()
+    return report
+
+
+def facts(recipe: Recipe, problems: Mapping[str, Sequence[Problem]]) -> dict[str, Any]:
+    """What a run's answers depend on, but the models, which are added when they are loaded."""
+    described = recipe.resolved()
+    del described["run"]
+    data = {name: digest(drawn) for name, drawn in problems.items()}
+    return {"recipe": described, "data": data, "versions": {name: version(name) for name in LIBRARIES}}
+
+
+class _Run:
+    """One call of `execute` while it goes on."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        store: Store,
+        problems: Mapping[str, Sequence[Problem]],
+        progress: Callable[[Progress], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self._recipe, self._store, self._problems = recipe, store, problems
+        self._report, self._clock = progress, clock
+        runs = len(recipe.models) * len(recipe.arms) * len(recipe.seeds)
+        self._total, self._done, self._cost = runs * sum(map(len, problems.values())), 0, Cost()
+        size = recipe.run.batch_size
+        self._batch_size = AUTO_BATCH_SIZE if size == "auto" else size
+
+    def model(self, name: str, lm: LanguageModel) -> None:
+        """All answers of one model."""
+        self._store.pin(f"models.{name}", lm.fingerprint)
+        for arm in self._recipe.arms.values():
+            arm.pipeline.check(lm)
+        for task in self._recipe.tasks:
+            for seed in self._recipe.seeds:
+                for arm_name in self._recipe.arms:
+                    self._slot(Slot(task, name, arm_name, seed), lm)
+
+    def _slot(self, slot: Slot, lm: LanguageModel) -> None:
+        """What one file still lacks, chunk by chunk."""
+        kept = self._store.repair(slot)
+        self._count(slot, list(kept.values()))
+        missing = [p for p in self._problems[slot.task] if p.id not in kept]
+        for start in range(0, len(missing), PROBLEMS_PER_CHUNK):
+            rows = self._answer(slot, lm, missing[start : start + PROBLEMS_PER_CHUNK])
+            self._store.append(slot, rows)
+            self._count(slot, rows)
+
+    def _count(self, slot: Slot, rows: Sequence[Row]) -> None:
+        self._done += len(rows)
+        self._cost = sum((Cost(**row["cost"]) for row in rows), self._cost)
+        self._report(Progress(slot, self._done, self._total, self._cost))
+
+    def _answer(self, slot: Slot, lm: LanguageModel, problems: Sequence[Problem]) -> list[Row]:
+        arm, task = self._recipe.arms[slot.arm], find_task(slot.task)
+        generation, before = self._recipe.generation, self._clock()
+        results = arm.pipeline.run(
+            lm,
+            prompts(task, problems, arm.prompt or self._recipe.prompt, lm),
+            seed=slot.seed,
+            max_new_tokens=generation.max_new_tokens,
+            stop_strings=generation.stop_strings,
+            batch_size=self._batch_size,
+            progress=lambda done, _: self._report(Progress(slot, self._done + done, self._total, self._cost)),
+        )
+        seconds = (self._clock() - before) / len(problems)
+        return [_row(task, problem, result, seconds) for problem, result in zip(problems, results, strict=True)]
+
+
+def _row(task: Task, problem: Problem, result: Result, seconds: float) -> Row:
+    """What is kept of one answer. `seconds` is the chunk's time over its problems."""
+    return {
+        **result.to_dict(),
+        "id": problem.id,
+        "expected": problem.answer,
+        "extracted": task.extract(result.text),
+        "score": task.grade(problem, result.text),
+        "truncated": sum(c.finish_reason == "length" for c in result.candidates),
+        "unparsable": sum(task.extract(c.text) is None for c in result.candidates),
+        "routing": asdict(result.routing),
+        "seconds": seconds,
+    }

@@ -1,0 +1,197 @@
+"""Recipes: a comparison described in YAML, read into one frozen object or refused with every error at once."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, Strict, ValidationError, field_validator
+from pydantic_core import ErrorDetails
+
+from tokenscale.core.errors import nearest
+from tokenscale.recipe_sections import (
+    FIXED_WIDTH,
+    ArmSection,
+    CalibrationSection,
+    GenerationSection,
+    ModelSection,
+    Name,
+    PromptSection,
+    RunSection,
+    Section,
+    TaskName,
+    TaskSection,
+    Text,
+    refuse,
+)
+from tokenscale.recipe_text import Loc, Problem, Source, override, read, refusal
+
+
+class Recipe(Section):
+    """A whole comparison. Made by `Recipe.load`."""
+
+    version: Literal[1] = Field(description="version: 1")
+    question: Annotated[Text, Field(min_length=1)] = Field(description="the question that this comparison answers")
+    models: dict[Name, ModelSection] = Field(min_length=1, description="models: {demo: {path: demo}}")
+    tasks: dict[TaskName, TaskSection] = Field(min_length=1, description="tasks: {arithmetic: {limit: 200}}")
+    prompt: PromptSection = Field(default=PromptSection(), description="{chat: auto, system: null, few_shot: null}")
+    generation: GenerationSection = Field(
+        default=GenerationSection(), description="{max_new_tokens: 96, stop_strings: []}"
+    )
+    seeds: tuple[Annotated[int, Strict(), Field(ge=0)], ...] = Field(
+        default=(0,), min_length=1, description="seeds: [0, 1, 2]"
+    )
+    budgets: tuple[Any, ...] = Field(default=(), description="leave `budgets` out: " + FIXED_WIDTH)
+    arms: dict[Name, ArmSection] = Field(min_length=1, description='arms: {greedy: Greedy(), roe: "RoE(n=4)"}')
+    contrasts: tuple[tuple[Text, Text], ...] = Field(
+        default=(), description="pairs of arms: [[roe, greedy], [both, vote]]"
+    )
+    margin: Annotated[float, Strict(), Field(ge=0)] | None = Field(
+        default=None, description="points of accuracy, or null"
+    )
+    run: RunSection = Field(default=RunSection(), description="{batch_size: auto, workers: 1}")
+
+    @field_validator("seeds")
+    @classmethod
+    def _each_seed_once(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        twice = [seed for seed in value if value.count(seed) > 1]
+        if twice:
+            raise refuse(f"{twice[0]} stands twice", "write each seed once")
+        return value
+
+    @field_validator("budgets")
+    @classmethod
+    def _no_budgets(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
+        if value:
+            raise refuse("`budgets` are not known yet to this version", "leave them out: " + FIXED_WIDTH)
+        return value
+
+    @classmethod
+    def load(cls, path: str | Path, arguments: Sequence[str] = ()) -> Recipe:
+        """Reads a recipe file, with dotted `key=value` arguments laid over it before it is checked.
+
+        Raises RecipeError, which names every wrong value with file, line, column and the fix.
+        """
+        source = read(Path(path))
+        for argument in arguments:
+            override(source, argument)
+        try:
+            recipe = cls.model_validate(source.data)
+        except ValidationError as error:
+            raise refusal(_problems(source, error.errors())) from None
+        problems = [*_contrast_problems(recipe, source), *_task_problems(recipe, source)]
+        if problems:
+            raise refusal(problems)
+        return recipe
+
+    def resolved(self) -> dict[str, Any]:
+        """Every value, defaults included, as plain JSON values; arms as spec lists."""
+        return self.model_dump(mode="json")
+
+
+SECTIONS: dict[tuple[str, ...], type[Section]] = {
+    (): Recipe,
+    ("models", "*"): ModelSection,
+    ("tasks", "*"): TaskSection,
+    ("tasks", "*", "calibration"): CalibrationSection,
+    ("prompt",): PromptSection,
+    ("generation",): GenerationSection,
+    ("arms", "*"): ArmSection,
+    ("arms", "*", "prompt"): PromptSection,
+    ("run",): RunSection,
+}
+NOT_YET = {
+    "tune": "leave it out, and write parameters as numbers, such as RoE(n=4, tau=0.3)",
+    "path": "leave it out: the task's own problems are used",
+    "template": "leave it out: the task's own prompt is used",
+    "cluster": "leave it out: each problem stands for itself",
+}
+
+
+MAPPINGS = {"model_type": "must be a mapping", "dict_type": "must be a mapping", "tuple_type": "must be a list"}
+
+
+def _problems(source: Source, errors: Sequence[ErrorDetails]) -> list[Problem]:
+    """Pydantic's errors with places and fixes; a key that is missing because it is misspelt counts once."""
+    unknown = [e["loc"] for e in errors if e["type"] == "extra_forbidden"]
+    meant = {(*loc[:-1], _closest(loc)) for loc in unknown}
+    return [_problem(source, e) for e in errors if e["type"] != "missing" or e["loc"] not in meant]
+
+
+def _closest(loc: Loc) -> str | None:
+    """The known key nearest to an unknown one."""
+    return next(iter(difflib.get_close_matches(str(loc[-1]), _section(loc[:-1]).model_fields, 1, 0.5)), None)
+
+
+def _problem(source: Source, error: ErrorDetails) -> Problem:
+    kind, context = error["type"], error.get("ctx", {})
+    loc: Loc = tuple(part for part in error["loc"] if part != "[key]")
+    place = source.keys[loc] if "[key]" in error["loc"] else source.place(loc)
+    if kind == "extra_forbidden":
+        return _unknown_key(source, loc)
+    if kind == "missing":
+        return Problem(place, f"the key {_dotted(loc)!r} is missing", f"add it: {_form(loc)}")
+    if kind == "refused":
+        return Problem(place, f"{_dotted(loc)}: {context['message']}", context["hint"])
+    wanted = MAPPINGS.get(kind, error["msg"].replace("Input should be", "must be"))
+    return Problem(place, f"{_dotted(loc)}: {wanted}, got {error['input']!r:.60}", f"write {_form(loc)}")
+
+
+def _unknown_key(source: Source, loc: Loc) -> Problem:
+    *parent, key = loc
+    section = _section(tuple(parent))
+    place = source.keys.get(loc, source.place(loc))
+    under = f" under {_dotted(tuple(parent))}" if parent else ""
+    if key in NOT_YET and section in (Recipe, TaskSection):
+        return Problem(place, f"the key {key!r}{under} is not known yet to this version", NOT_YET[str(key)])
+    hint = "write it in a recipe file" if loc == ("include",) else nearest(str(key), section.model_fields)
+    return Problem(place, f"unknown key {key!r:.80}{under}", hint)
+
+
+def _section(loc: Loc) -> type[Section]:
+    """The section at a place; within a section that a name selects, the name does not matter."""
+    pattern = tuple("*" if i == 1 else str(part) for i, part in enumerate(loc))
+    return SECTIONS[pattern]
+
+
+def _form(loc: Loc) -> str:
+    """What may be written at a place: the description of the nearest field around it."""
+    for end in range(len(loc), 0, -1):
+        pattern = tuple("*" if i == 1 else str(part) for i, part in enumerate(loc[: end - 1]))
+        field = SECTIONS[pattern].model_fields.get(str(loc[end - 1])) if pattern in SECTIONS else None
+        if field is not None and field.description:
+            return field.description
+    return "a mapping of keys"
+
+
+def _dotted(loc: Loc) -> str:
+    return ".".join(str(part) for part in loc)[:120]
+
+
+def _contrast_problems(recipe: Recipe, source: Source) -> list[Problem]:
+    problems = []
+    for index, pair in enumerate(recipe.contrasts):
+        for side, name in enumerate(pair):
+            if name not in recipe.arms:
+                place = source.place(("contrasts", index, side))
+                problems.append(Problem(place, f"contrasts name no arm {name!r:.80}", nearest(name, recipe.arms)))
+        if pair[0] == pair[1]:
+            place = source.place(("contrasts", index))
+            problems.append(Problem(place, f"{pair[0]!r:.80} is compared with itself", "name two arms"))
+    return problems
+
+
+def _task_problems(recipe: Recipe, source: Source) -> list[Problem]:
+    problems = []
+    shots = any(how.few_shot for how in [recipe.prompt, *(a.prompt for a in recipe.arms.values() if a.prompt)])
+    for name, task in recipe.tasks.items():
+        if task.calibration is not None and task.calibration.split == task.split:
+            message = f"tasks.{name} calibrates on the split {task.split!r} that it reports"
+            place = source.place(("tasks", name, "calibration"))
+            problems.append(Problem(place, message, "calibrate on validation and report test"))
+        if shots and task.split == "validation":
+            message = f"tasks.{name} reports the validation split, from which the few-shot examples come"
+            problems.append(Problem(source.place(("tasks", name, "split")), message, "report the test split"))
+    return problems
