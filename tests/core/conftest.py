@@ -1,0 +1,83 @@
+"""What the tests of the core share: a tiny toy model, a beam search, and a way to run asks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+
+from tokenscale.core.backend import Completion
+from tokenscale.core.data import Ask
+from tokenscale.core.decode import LocalBackend
+from tokenscale.core.strategy import Choice, Decoder, TokenProposer
+from tokenscale.models.toy import ToyModel
+from tokenscale.token_level.decoders import Greedy
+from tokenscale.token_level.plain import Plain
+
+
+@dataclass(frozen=True)
+class Beams(Decoder):
+    """The w most likely continuations of all beams together; the margin is the last one's lead."""
+
+    w: int
+
+    @property
+    def width(self) -> int:
+        return self.w
+
+    def choose(self, log_probs: Any, scores: Any, uniforms: Any) -> Choice:
+        vocab = log_probs.shape[-1]
+        totals = (scores[..., None] + log_probs).flatten(1)
+        kept = min(self.w, int((totals > float("-inf")).sum(-1).amin()))
+        best = totals.topk(min(kept + 1, totals.shape[-1]), -1)
+        places = best.indices[:, :kept]
+        margin = best.values[:, kept - 1] - best.values[:, -1]
+        return Choice(places // vocab, places % vocab, margin)
+
+
+@pytest.fixture(scope="session")
+def lm() -> ToyModel:
+    """Four tokens (the end, a, b, 1), short contexts: all continuations can be enumerated."""
+    return ToyModel(("a", "b", "1"), spelling="", moe_layers=3, experts=4, context_length=24, sharpness=2.0)
+
+
+@pytest.fixture(scope="session")
+def beams() -> type[Beams]:
+    return Beams
+
+
+Run = Callable[..., list[Completion]]
+
+
+@pytest.fixture(scope="session")
+def run(lm: ToyModel) -> Run:
+    """Completions in the order of the asks."""
+
+    def run_asks(
+        asks: Sequence[Ask],
+        decoder: Decoder | None = None,
+        proposer: TokenProposer | None = None,
+        *,
+        model: ToyModel = lm,
+        batch_size: int = 16,
+        **options: Any,
+    ) -> list[Completion]:
+        proposer = proposer or Plain()
+        backend = LocalBackend(
+            model, proposer, proposer.default_aggregator, decoder or Greedy(), batch_size=batch_size, **options
+        )
+        tickets = [backend.submit(ask) for ask in asks]
+        done: dict[int, Completion] = {}
+        while completions := backend.advance():
+            done |= {c.ticket: c for c in completions}
+        return [done[t] for t in tickets]
+
+    return run_asks
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
