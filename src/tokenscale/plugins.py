@@ -111,8 +111,8 @@ def _module(path: str) -> ModuleType:
     if not exists:
         raise PipelineError(f"there is no file {path!r}", f"give a path relative to {os.curdir!r} or an absolute one")
     for module in list(sys.modules.values()):
-        origin = getattr(module, "__file__", None)
-        if origin and os.path.basename(origin) == file.name and Path(origin).resolve() == file:
+        origin = getattr(module, "__dict__", {}).get("__file__")
+        if origin and origin.endswith(file.name) and Path(origin).resolve() == file:
             return module
     return _execute(file, path)
 
