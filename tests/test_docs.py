@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import pytest
 
+from tokenscale.recipe import Recipe
+
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "strategies" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(
@@ -37,27 +39,43 @@ def name_of(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
+def statements(script: str) -> Iterator[list[str]]:
+    """The words of each shell statement; quotes and a trailing backslash go on over lines."""
+    pending = ""
+    for line in script.replace("\\\n", " ").splitlines(keepends=True):
+        pending += line
+        try:
+            words = shlex.split(pending, comments=True)
+        except ValueError:  # an open quote
+            continue
+        pending = ""
+        yield words
+
+
 def commands() -> list[tuple[str, list[str]]]:
-    """(page, words) of every shell line that calls tokenscale; a trailing backslash continues a line."""
-    found = []
-    for page in PAGES:
-        for block in blocks(page.read_text()):
-            if block.language not in ("sh", "bash", "console"):
-                continue
-            lines = block.body.replace("\\\n", " ").splitlines()
-            found += [(name_of(page), shlex.split(line)[1:]) for line in lines if line.startswith("tokenscale ")]
-    return found
+    """(page, words) of every shell statement that calls tokenscale."""
+    scripts = [(name_of(page), block) for page in PAGES for block in blocks(page.read_text()) if block.language == "sh"]
+    found = [(page, words) for page, block in scripts for words in statements(block.body)]
+    return [(page, words[1:]) for page, words in found if words[:1] == ["tokenscale"]]
 
 
-def run_tokenscale(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+def run_python(folder: Path, *arguments: str) -> str:
+    """What a fresh interpreter prints; it must end well."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tokenscale.cli", *words]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    command = [sys.executable, *arguments]
+    ran = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def run_tokenscale(folder: Path, words: list[str]) -> str:
+    return run_python(folder, "-c", "from tokenscale.cli import main; main()", *words)
+
+
+@pytest.mark.parametrize("page", PAGES[1:], ids=name_of)
 def test_the_python_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     namespace: dict[str, object] = {"__name__": "__page__"}
     for block in blocks(page.read_text()):
         if block.language == "python":
@@ -65,9 +83,32 @@ def test_the_python_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pyte
             exec(compile(source, str(page), "exec"), namespace)
 
 
+def test_the_example_of_the_readme_can_be_pasted_into_python(tmp_path: Path) -> None:
+    code = [block.body for block in blocks(PAGES[0].read_text()) if block.language == "python"]
+    assert run_python(tmp_path, "-c", "\n".join(code)).strip()
+
+
+@pytest.mark.parametrize(("page", "words"), commands(), ids=lambda value: value if isinstance(value, str) else value[0])
+def test_the_commands_of_a_page_exist(page: str, words: list[str], tmp_path: Path) -> None:
+    if words[0] in RUN_FOR_REAL:
+        assert run_tokenscale(tmp_path, words).strip()
+    else:
+        usage = run_tokenscale(tmp_path, [words[0], "--help"])
+        assert [word for word in words if word.startswith("-") and word not in usage] == []
+
+
+def test_the_recipes_of_the_pages_load(tmp_path: Path) -> None:
+    texts = [b.body for page in PAGES for b in blocks(page.read_text()) if b.language == "yaml"]
+    assert texts
+    for text in texts:
+        (tmp_path / "recipe.yaml").write_text(text)
+        Recipe.load(tmp_path / "recipe.yaml")
+
+
 def test_blocks_are_found_with_their_lines() -> None:
     page = "text\n\n```python\nx = 1\n```\n\n1. list\n\n   ```sh\n   tokenscale list\n   ```\n"
     assert list(blocks(page)) == [Block(3, "python", "x = 1\n"), Block(9, "sh", "   tokenscale list\n")]
+    assert list(statements('a "b\nc" \\\n  d  # e\nf\n')) == [["a", "b\nc", "d"], ["f"]]
 
 
 def test_a_failing_block_would_be_noticed() -> None:
