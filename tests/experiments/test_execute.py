@@ -1,0 +1,144 @@
+"""Runs of a recipe: what is kept, what a resumed run adds, and what is refused."""
+
+import itertools
+import json
+import random
+
+import pytest
+
+from tokenscale.core.errors import CapabilityError, RecipeError
+from tokenscale.experiments import execute as module
+from tokenscale.experiments.execute import execute
+from tokenscale.experiments.store import Slot, Store
+from tokenscale.models.toy import ToyModel
+from tokenscale.pipeline import Pipeline
+
+pytestmark = pytest.mark.usefixtures("tiny_task", "small_chunks")
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(module, "PROBLEMS_PER_CHUNK", 2)
+
+
+def still():
+    """A clock that stands still, since seconds are the only thing that two runs may differ in."""
+    return 0.0
+
+
+def contents(folder):
+    """Every file of a run but the lock."""
+    files = [p for p in folder.rglob("*") if p.is_file() and p.name != ".lock"]
+    return {str(p.relative_to(folder)): p.read_bytes() for p in files}
+
+
+def test_a_run_answers_every_problem_and_writes_both_reports(load, toy, tmp_path):
+    seen = []
+    report = execute(load("seeds=[0, 4]"), tmp_path / "out", open_model=toy, progress=seen.append, clock=still)
+    assert json.loads((tmp_path / "out" / "report.json").read_text()) == report
+    assert (tmp_path / "out" / "report.md").read_text().startswith("# Does it run?\n")
+    assert [arm["name"] for arm in report["arms"]] == ["greedy", "roe", "vote"]
+    assert {p.total for p in seen} == {2 * 3 * 5}
+    assert [p.done for p in seen] == sorted(p.done for p in seen)
+    assert seen[-1].done == seen[-1].total
+    answers = contents(tmp_path / "out" / "answers")
+    assert set(answers) == {f"arithmetic.toy.{a}.seed{s}.jsonl" for a in ("greedy", "roe", "vote") for s in (0, 4)}
+
+
+def test_rows_are_those_of_the_pipeline_run_by_hand(load, toy, tmp_path):
+    """Each problem by itself, in the library's own call, gives the row: draws depend on seed and problem alone."""
+    from tokenscale.experiments.tasks import prompts, reported
+
+    recipe = load("seeds=[3]")
+    execute(recipe, tmp_path / "out", open_model=toy, clock=still)
+    store = Store(tmp_path / "out", {})
+    lm = toy(None)
+    for name, text in (("vote", "SelfConsistency(k=2)"), ("roe", "RoE(n=2, tau=1.0, clean_layers=0)")):
+        rows = store.rows(Slot("arithmetic", "toy", name, 3))
+        for problem in reported("arithmetic", recipe.tasks["arithmetic"]):
+            [prompt] = prompts(module.find_task("arithmetic"), [problem], recipe.prompt, lm)
+            [result] = Pipeline.parse(text).run(lm, [prompt], seed=3, max_new_tokens=4)
+            row = rows[problem.id]
+            assert (row["text"], row["cost"]) == (result.text, result.cost.to_dict())
+            assert [c["token_ids"] for c in row["candidates"]] == [list(c.token_ids) for c in result.candidates]
+            assert row["truncated"] == sum(c.finish_reason == "length" for c in result.candidates)
+            assert row["score"] in (0.0, 1.0)
+    store.close()
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_killed_run_goes_on_to_the_same_report(load, toy, tmp_path, seed):
+    """Interrupted at random places, its last file torn: the same files, byte for byte."""
+    chance = random.Random(seed)
+    recipe = load("seeds=[0, 1]")
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    execute(recipe, whole, open_model=toy, clock=still)
+    for _ in range(3):
+        calls = itertools.count()
+        last = chance.randrange(2, 35)
+
+        def kill(progress, calls=calls, last=last):
+            if next(calls) == last:
+                raise KeyboardInterrupt
+
+        try:
+            execute(recipe, broken, open_model=toy, progress=kill, clock=still)
+        except KeyboardInterrupt:
+            assert not (broken / "report.json").exists()
+        for path in sorted(broken.glob("answers/*"))[-1:]:
+            path.write_bytes(path.read_bytes()[: -chance.randrange(1, 200)])
+        for report in ("report.json", "report.md"):
+            (broken / report).unlink(missing_ok=True)
+    execute(recipe, broken, open_model=toy, clock=still)
+    assert contents(broken) == contents(whole)
+
+
+def test_a_finished_run_is_not_run_again(load, toy, tmp_path, monkeypatch):
+    first = execute(load(), tmp_path / "out", open_model=toy)
+    monkeypatch.setattr(Pipeline, "run", lambda *_, **__: pytest.fail("ran again"))
+    # How the machine is used is no part of what a run is.
+    assert execute(load("run.batch_size=3"), tmp_path / "out", open_model=toy) == first
+
+
+def test_batch_size_changes_nothing(load, toy, tmp_path):
+    reports = [
+        execute(load(f"run.batch_size={size}"), tmp_path / str(size), open_model=toy, clock=still) for size in (1, 16)
+    ]
+    assert reports[0] == reports[1]
+
+
+@pytest.mark.parametrize("argument", ["seeds=[1]", "arms.vote=SelfConsistency(k=4)", "contrasts=[]", "margin=1.0"])
+def test_a_changed_recipe_is_refused_and_nothing_is_touched(load, toy, tmp_path, argument):
+    execute(load(), tmp_path / "out", open_model=toy)
+    before = contents(tmp_path / "out")
+    with pytest.raises(RecipeError, match=f"answers of another run: recipe.{argument.partition('=')[0]}"):
+        execute(load(argument), tmp_path / "out", open_model=toy)
+    assert contents(tmp_path / "out") == before
+
+
+def test_another_model_is_refused(load, toy, tmp_path):
+    execute(load(), tmp_path / "out", open_model=toy)
+    with pytest.raises(RecipeError, match=r"models\.toy changed since"):
+        execute(load(), tmp_path / "out", open_model=lambda section: ToyModel(seed=1))
+
+
+def test_other_problems_are_refused(load, toy, tmp_path, monkeypatch):
+    from tokenscale.experiments import tasks
+
+    execute(load(), tmp_path / "out", open_model=toy)
+    monkeypatch.setattr(tasks, "_packaged", lambda *_: tuple(tasks.Problem(str(i), "?", "1") for i in range(10)))
+    with pytest.raises(RecipeError, match=r"data\.arithmetic changed since"):
+        execute(load(), tmp_path / "out", open_model=toy)
+
+
+def test_a_model_that_does_not_fit_an_arm_is_refused_before_anything_is_decoded(load, tmp_path):
+    with pytest.raises(CapabilityError):
+        execute(load(), tmp_path / "out", open_model=lambda section: ToyModel(moe_layers=0))
+    assert not list((tmp_path / "out").glob("answers/*"))
+
+
+def test_arms_with_prompts_of_their_own(load, toy, tmp_path):
+    recipe = load("arms.roe={pipeline: Greedy(), prompt: {few_shot: 1}}")
+    report = execute(recipe, tmp_path / "out", open_model=toy)
+    costs = {arm["name"]: arm["cost"]["prompt_tokens"] for arm in report["arms"]}
+    assert costs["roe"] > costs["greedy"] + 8
