@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tokenscale.recipe import Recipe
 
 RECIPES = Path(__file__).parent / "recipes"
-WIDE = 120
+FIGURES_WIDTH = 90
 DISCORDANCE = 0.2
 
 app = typer.Typer(
@@ -244,8 +244,9 @@ def _bar() -> Iterator[Callable[[RunProgress], None]]:
 
 
 def _print_table(console: Console, table: Table) -> None:
-    """A table; in a narrow terminal the pipelines stand below it."""
-    wide = console.width >= WIDE or "pipeline" not in table.headers
+    """A table of arms; in a narrow terminal the pipelines stand below it."""
+    pipelines = [row[table.headers.index("pipeline")] for row in table.rows]
+    wide = console.width >= FIGURES_WIDTH + max(map(len, pipelines))
     shown = [i for i, header in enumerate(table.headers) if wide or header != "pipeline"]
     grid = RichTable(
         title=escape(table.title), box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, title_justify="left"
@@ -257,8 +258,8 @@ def _print_table(console: Console, table: Table) -> None:
         grid.add_row(*(escape(row[i]) for i in shown))
     console.print(grid)
     if not wide:
-        for row in table.rows:
-            console.print(f"{escape(row[0])}: {escape(row[table.headers.index('pipeline')])}", soft_wrap=True)
+        for row, pipeline in zip(table.rows, pipelines, strict=True):
+            console.print(f"{escape(row[0])}: {escape(pipeline)}", soft_wrap=True)
 
 
 def _print_json(value: Any) -> None:

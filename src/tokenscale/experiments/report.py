@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from tokenscale.core.cost import Cost
 from tokenscale.core.data import RoutingStats
+from tokenscale.core.strategy import Stage
 from tokenscale.experiments.statistics import (
     ALPHA,
     LEVEL,
@@ -31,7 +32,10 @@ from tokenscale.experiments.statistics import (
     wilson,
 )
 from tokenscale.experiments.store import Row, Slot, Store
+from tokenscale.pipeline import Pipeline
 from tokenscale.recipe import Recipe
+from tokenscale.token_level.aggregators import MeanProbability
+from tokenscale.token_level.plain import Plain
 
 BASELINE = "greedy"
 CAVEAT = (
@@ -112,13 +116,15 @@ def _describe(arm: Arm, recipe: Recipe, reference: Arm) -> dict[str, Any]:
     candidates = sum(len(row["candidates"]) for row in rows)
     routing = sum((RoutingStats(**row["routing"]) for row in rows), RoutingStats())
     cost, base = _mean_cost(rows), _mean_cost(reference.all_rows())
+    pipeline = recipe.arms[arm.name].pipeline.resolved()
     if arm.single:
         interval, method = wilson(int(scores.sum()), len(scores)), "Wilson"
     else:
         interval, method = mean_interval(scores.tolist()), "t over problems"
     return {
         "name": arm.name,
-        "pipeline": str(recipe.arms[arm.name].pipeline.resolved()),
+        "pipeline": str(pipeline),
+        "brief": brief(pipeline),
         "problems": len(arm.rows),
         "accuracy": float(scores.mean()),
         "interval": _ends(interval),
@@ -179,6 +185,24 @@ def _smallest_shown(compared: Sequence[dict[str, Any]], reference: Arm) -> dict[
         "alpha": ALPHA,
         "power": POWER,
     }
+
+
+def brief(pipeline: Pipeline) -> str:
+    """A pipeline for tables: numbers are always shown, other values where they are not the default.
+
+    The model's own rows and their mean go without saying. This is no text that a recipe takes.
+    """
+    silent = (Plain(), MeanProbability())
+    return " | ".join(_brief_stage(stage) for stage in pipeline.stages if stage not in silent)
+
+
+def _brief_stage(stage: Stage) -> str:
+    shown = []
+    for field in fields(stage):  # type: ignore[arg-type]
+        value = getattr(stage, field.name)
+        if isinstance(value, int | float) or value != field.default:
+            shown.append(f"{field.name}={value!r}")
+    return f"{type(stage).__name__}({', '.join(shown)})"
 
 
 def _mean_cost(rows: Sequence[Row]) -> dict[str, float]:

@@ -27,7 +27,7 @@ class Table:
 
 ARM_COLUMNS: dict[str, Callable[[Entry, Entry | None], str]] = {
     "arm": lambda arm, _: arm["name"],
-    "pipeline": lambda arm, _: arm["pipeline"],
+    "pipeline": lambda arm, _: arm["brief"],
     "accuracy": lambda arm, _: percent(arm["accuracy"]),
     "interval": lambda arm, _: interval(arm["interval"]),
     "difference": lambda _, pair: signed(pair["difference"]) if pair else "",
@@ -148,6 +148,8 @@ def markdown(report: Entry) -> str:
         "Truncated and unparsable are shares of all sampled answers; near ties are tokens that another order "
         "of floating-point sums could have changed.",
         f"## How it was run\n\n{versions}; fingerprint `{report['fingerprint']}`; seeds {recipe['seeds']}.",
+        "Pipelines with every default written out:",
+        "\n".join(f"- {arm['name']}: `{arm['pipeline']}`" for arm in report["arms"][: len(recipe["arms"])]),
         f"```yaml\n{text}```",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
