@@ -1,1 +1,107 @@
-"""Composable decoding strategies for sequence and token scaling."""
+"""Composable decoding strategies for sequence and token scaling.
+
+    lm = tokenscale.load("demo")
+    pipe = tokenscale.Pipeline(tokenscale.RoE(n=4), tokenscale.SelfConsistency(k=5))
+    [result] = pipe.run(lm, ["Q: ..."], seed=0)
+
+Names are imported when they are first used, so that `import tokenscale` is quick and loads neither
+transformers nor outlines.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tokenscale.core.backend import Backend as Backend
+    from tokenscale.core.backend import Completion as Completion
+    from tokenscale.core.cost import Cost as Cost
+    from tokenscale.core.cost import ModelShape as ModelShape
+    from tokenscale.core.cost import Usage as Usage
+    from tokenscale.core.data import Ask as Ask
+    from tokenscale.core.data import Candidate as Candidate
+    from tokenscale.core.data import Prompt as Prompt
+    from tokenscale.core.data import Result as Result
+    from tokenscale.core.data import RoutingStats as RoutingStats
+    from tokenscale.core.data import Trace as Trace
+    from tokenscale.core.errors import ArgumentError as ArgumentError
+    from tokenscale.core.errors import CapabilityError as CapabilityError
+    from tokenscale.core.errors import ModelError as ModelError
+    from tokenscale.core.errors import PipelineError as PipelineError
+    from tokenscale.core.errors import PromptError as PromptError
+    from tokenscale.core.errors import RecipeError as RecipeError
+    from tokenscale.core.errors import RoutingError as RoutingError
+    from tokenscale.core.errors import TokenscaleError as TokenscaleError
+    from tokenscale.core.errors import TokenscaleWarning as TokenscaleWarning
+    from tokenscale.core.errors import UnknownNameError as UnknownNameError
+    from tokenscale.core.model import ROUTING_NOISE as ROUTING_NOISE
+    from tokenscale.core.model import LanguageModel as LanguageModel
+    from tokenscale.core.model import RowPlan as RowPlan
+    from tokenscale.core.model import State as State
+    from tokenscale.core.model import Step as Step
+    from tokenscale.core.noise import Stream as Stream
+    from tokenscale.core.strategy import Aggregator as Aggregator
+    from tokenscale.core.strategy import Asks as Asks
+    from tokenscale.core.strategy import Choice as Choice
+    from tokenscale.core.strategy import Decoder as Decoder
+    from tokenscale.core.strategy import Kind as Kind
+    from tokenscale.core.strategy import Proposals as Proposals
+    from tokenscale.core.strategy import Rows as Rows
+    from tokenscale.core.strategy import SequenceStrategy as SequenceStrategy
+    from tokenscale.core.strategy import Stage as Stage
+    from tokenscale.core.strategy import TokenProposer as TokenProposer
+    from tokenscale.integrations.transformers import custom_generate as custom_generate
+    from tokenscale.models.hf import HFModel as HFModel
+    from tokenscale.models.hf import load as load
+    from tokenscale.models.hf import wrap as wrap
+    from tokenscale.models.toy import ToyModel as ToyModel
+    from tokenscale.pipeline import Pipeline as Pipeline
+    from tokenscale.sequence_level.chain_of_thought import ChainOfThought as ChainOfThought
+    from tokenscale.sequence_level.self_consistency import SelfConsistency as SelfConsistency
+    from tokenscale.token_level.aggregators import MeanLogit as MeanLogit
+    from tokenscale.token_level.aggregators import MeanProbability as MeanProbability
+    from tokenscale.token_level.decoders import Greedy as Greedy
+    from tokenscale.token_level.decoders import Sample as Sample
+    from tokenscale.token_level.plain import Plain as Plain
+    from tokenscale.token_level.roe import RoE as RoE
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "core.backend": "Backend Completion",
+    "core.cost": "Cost ModelShape Usage",
+    "core.data": "Ask Candidate Prompt Result RoutingStats Trace",
+    "core.errors": "ArgumentError CapabilityError ModelError PipelineError PromptError RecipeError RoutingError "
+    "TokenscaleError TokenscaleWarning UnknownNameError",
+    "core.model": "LanguageModel ROUTING_NOISE RowPlan State Step",
+    "core.noise": "Stream",
+    "core.strategy": "Aggregator Asks Choice Decoder Kind Proposals Rows SequenceStrategy Stage TokenProposer",
+    "integrations.transformers": "custom_generate",
+    "models.hf": "HFModel load wrap",
+    "models.toy": "ToyModel",
+    "pipeline": "Pipeline",
+    "sequence_level.chain_of_thought": "ChainOfThought",
+    "sequence_level.self_consistency": "SelfConsistency",
+    "token_level.aggregators": "MeanLogit MeanProbability",
+    "token_level.decoders": "Greedy Sample",
+    "token_level.plain": "Plain",
+    "token_level.roe": "RoE",
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
+__all__ = [*sorted(_HOME_OF), "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"tokenscale has no {name!r}; known: {', '.join(sorted(_HOME_OF))}")
+    importlib.import_module("tokenscale.pipeline")  # it says what `|` between two stages makes
+    # Says what `|` between stages makes; whoever has a stage needs it.
+    importlib.import_module("tokenscale.pipeline")
+    value = getattr(importlib.import_module(f"tokenscale.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME_OF})

@@ -1,0 +1,157 @@
+"""Pipelines inside transformers' own `generate`: ``model.generate(**inputs, custom_generate=...)``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tokenscale.core.data import Prompt, Result
+from tokenscale.core.decode import LogitsProcessor, OnToken
+from tokenscale.core.errors import CapabilityError
+from tokenscale.core.strategy import Kind
+from tokenscale.models.hf import HFModel, wrap
+from tokenscale.pipeline import Pipeline
+
+OWN_CRITERIA = {"MaxLengthCriteria", "EosTokenCriteria", "StopStringCriteria"}
+
+
+def custom_generate(
+    pipe: Pipeline, seed: int = 0, tokenizer: Any = None, streamer: Any = None, batch_size: int = 16
+) -> Callable[..., Any]:
+    """A decoding method for transformers' `generate`, which hands it the prepared arguments.
+
+    `generate` gives the prompts, `max_new_tokens` or `max_length`, the end tokens, `stop_strings`,
+    `return_dict_in_generate` and the logits processors, which are applied once, to the aggregate. How
+    tokens are chosen is the pipeline's alone: `do_sample`, `temperature` and the other sampling
+    settings have no effect. Every row of the input is a problem of its own, so
+    `num_return_sequences` repeats it with other draws. The ids returned are the prompt's and the
+    winner's; text that a prompting stage adds between them is not among them.
+
+    `tokenizer` is needed where a stage or a stop string reads text. `streamer` takes one prompt at a
+    time; a vote streams its winner once it is known. `generate` passes neither on to a callable,
+    hence they are bound here.
+
+    Raises CapabilityError for stopping criteria other than length, end token and stop strings, for
+    input embeddings, and for several prompts with a streamer.
+    """
+    wrapped: list[HFModel] = []
+
+    def decoding_method(
+        model: Any,
+        input_ids: Int[Tensor, "batch length"],
+        logits_processor: Any = None,
+        stopping_criteria: Any = None,
+        generation_config: Any = None,
+        **model_kwargs: Any,
+    ) -> Any:
+        _refuse(stopping_criteria, model_kwargs, input_ids, streamer)
+        if not wrapped or wrapped[0].model is not model:
+            wrapped[:] = [wrap(model, tokenizer)]
+        lm = wrapped[0]
+        lm.eos_ids = _eos_ids(generation_config)
+        mask = model_kwargs.get("attention_mask")
+        prompts = _unpadded(input_ids, mask)
+        stop_strings = generation_config.stop_strings or ()
+        results = pipe.run(
+            lm,
+            [Prompt(token_ids=ids) for ids in prompts],
+            seed=seed,
+            max_new_tokens=generation_config.max_length - input_ids.shape[1],
+            stop_strings=(stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings),
+            batch_size=batch_size,
+            processor=_processor(logits_processor, prompts, input_ids.shape[1], generation_config),
+            on_token=_stream(pipe, input_ids, streamer),
+        )
+        _end_stream(pipe, results, streamer)
+        return _output(input_ids, results, generation_config)
+
+    return decoding_method
+
+
+def _refuse(criteria: Any, model_kwargs: dict[str, Any], input_ids: Tensor, streamer: Any) -> None:
+    foreign = {type(c).__name__ for c in criteria or ()} - OWN_CRITERIA
+    if foreign:
+        raise CapabilityError(
+            f"custom_generate cannot apply the stopping criteria {', '.join(sorted(foreign))}",
+            "use max_new_tokens, eos_token_id or stop_strings",
+        )
+    if model_kwargs.get("inputs_embeds") is not None:
+        raise CapabilityError("custom_generate takes no inputs_embeds", "pass input_ids")
+    if streamer is not None and len(input_ids) > 1:
+        raise CapabilityError(f"a streamer takes one prompt, and {len(input_ids)} were given", "pass them one by one")
+
+
+def _eos_ids(generation_config: Any) -> frozenset[int]:
+    ends = generation_config.eos_token_id
+    return frozenset([ends] if isinstance(ends, int) else ends or ())
+
+
+def _unpadded(input_ids: Tensor, mask: Tensor | None) -> list[tuple[int, ...]]:
+    """Each row's token ids without its padding."""
+    if mask is None:
+        return [tuple(row) for row in input_ids.tolist()]
+    return [tuple(row[kept].tolist()) for row, kept in zip(input_ids, mask.bool(), strict=True)]
+
+
+def _processor(
+    processors: Any, prompts: Sequence[tuple[int, ...]], length: int, generation_config: Any
+) -> LogitsProcessor | None:
+    """transformers' processors without the sampling warpers, fed ids that are padded as `generate` pads them."""
+    kept = [p for p in processors or () if not type(p).__name__.endswith("Warper")]
+    if not kept:
+        return None
+    pad = generation_config.pad_token_id or 0
+    longest_first = sorted(set(prompts), key=len, reverse=True)
+
+    def process(ids: Int[Tensor, "1 length"], scores: Float[Tensor, "1 vocab"]) -> Float[Tensor, "1 vocab"]:
+        row = tuple(ids[0].tolist())
+        prompt = next((p for p in longest_first if row[: len(p)] == p), row)
+        padding = ids.new_full((1, max(length - len(prompt), 0)), pad)
+        padded = torch.cat([padding, ids], dim=-1)
+        for processor in kept:
+            scores = processor(padded, scores)
+        return scores
+
+    return process
+
+
+def _streams_tokens(pipe: Pipeline) -> bool:
+    """Whether tokens are final as they are decoded: nothing is searched or voted."""
+    return all(stage.kind is Kind.PROMPTING for stage in pipe.strategies)
+
+
+def _stream(pipe: Pipeline, input_ids: Tensor, streamer: Any) -> OnToken | None:
+    if streamer is None:
+        return None
+    streamer.put(input_ids.cpu())
+    if not _streams_tokens(pipe):
+        return None
+    return lambda ticket, copy, token: streamer.put(torch.tensor([token]))
+
+
+def _end_stream(pipe: Pipeline, results: list[Result], streamer: Any) -> None:
+    if streamer is None:
+        return
+    if not _streams_tokens(pipe):
+        for token in results[0].winner.token_ids:
+            streamer.put(torch.tensor([token]))
+    streamer.end()
+
+
+def _output(input_ids: Tensor, results: list[Result], generation_config: Any) -> Any:
+    """Prompt and winner of every row, padded on the right."""
+    new = [result.winner.token_ids for result in results]
+    pad = generation_config.pad_token_id or 0
+    padded = torch.full((len(new), max(map(len, new))), pad, dtype=input_ids.dtype)
+    for row, ids in enumerate(new):
+        padded[row, : len(ids)] = torch.tensor(ids)
+    sequences = torch.cat([input_ids, padded.to(input_ids.device)], dim=-1)
+    if not generation_config.return_dict_in_generate:
+        return sequences
+    from transformers.generation.utils import GenerateDecoderOnlyOutput
+
+    return GenerateDecoderOnlyOutput(sequences=sequences)
