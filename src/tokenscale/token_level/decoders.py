@@ -17,6 +17,9 @@ from tokenscale.core.strategy import Choice, Decoder
 IMPOSSIBLE = float("-inf")
 NEVER = float("inf")
 
+Logs = Float64[Tensor, "group vocab"]
+Margin = Float64[Tensor, " group"]
+
 
 @dataclass(frozen=True)
 class Greedy(Decoder):
@@ -93,27 +96,46 @@ class Sample(Decoder):
         above = torch.where(end < total, end - target, NEVER)
         return _one_beam(tokens[:, 0], torch.minimum(torch.minimum(below, above), cut_margin))
 
-    def _truncate(
-        self, scaled: Float64[Tensor, "group vocab"]
-    ) -> tuple[Float64[Tensor, "group vocab"], Float64[Tensor, " group"]]:
+    def _truncate(self, scaled: Logs) -> tuple[Logs, Margin]:
         """What may be drawn, and how far the nearest token is from being cut or let in."""
         margin = torch.full_like(scaled[:, 0], NEVER)
-        if self.top_k is not None and self.top_k < scaled.shape[-1]:
-            last, next_one = scaled.topk(self.top_k + 1).values[:, -2:].unbind(-1)
-            scaled = scaled.masked_fill(scaled < last[:, None], IMPOSSIBLE)
-            margin = torch.minimum(margin, torch.where(next_one > IMPOSSIBLE, last - next_one, NEVER))
-        if self.top_p is not None and self.top_p < 1:
-            probs, order = torch.softmax(scaled, -1).sort(dim=-1, descending=True, stable=True)
-            before = probs.cumsum(-1) - probs
-            kept = torch.zeros_like(scaled, dtype=torch.bool).scatter(-1, order, before < self.top_p)
-            scaled = scaled.masked_fill(~kept, IMPOSSIBLE)
-            distance = torch.where(probs > 0, (before - self.top_p).abs(), NEVER)
-            margin = torch.minimum(margin, distance.amin(-1))
-        if self.min_p:
-            distance = scaled - scaled.amax(-1, keepdim=True) - math.log(self.min_p)
-            scaled = scaled.masked_fill(distance < 0, IMPOSSIBLE)
-            margin = torch.minimum(margin, distance.abs().amin(-1))
+        for cut in (self._cut_k, self._cut_p, self._cut_min):
+            scaled, distance = cut(scaled)
+            margin = torch.minimum(margin, distance)
         return scaled, margin
+
+    def _cut_k(self, scaled: Logs) -> tuple[Logs, Margin]:
+        if self.top_k is None or self.top_k >= scaled.shape[-1]:
+            return scaled, torch.full_like(scaled[:, 0], NEVER)
+        last, dropped = scaled.topk(self.top_k + 1).values[:, -2:].unbind(-1)
+        return scaled.masked_fill(scaled < last[:, None], IMPOSSIBLE), _lead(last, dropped)
+
+    def _cut_p(self, scaled: Logs) -> tuple[Logs, Margin]:
+        if self.top_p is None or self.top_p == 1:
+            return scaled, torch.full_like(scaled[:, 0], NEVER)
+        sorted_, order = scaled.sort(dim=-1, descending=True, stable=True)
+        probs = torch.softmax(sorted_, -1)
+        before = probs.cumsum(-1) - probs
+        kept = before < self.top_p
+        # Two ways to fall on the other side: the sum at the border, and a swap of the tokens there.
+        at_border = torch.where(probs > 0, (before - self.top_p).abs(), NEVER).amin(-1)
+        last = kept.sum(-1, keepdim=True) - 1
+        after = (last + 1).clamp_max(scaled.shape[-1] - 1)
+        swap = _lead(sorted_.gather(-1, last), sorted_.gather(-1, after))[:, 0]
+        swap = torch.where(kept.all(-1), NEVER, swap)
+        unsorted = torch.zeros_like(kept).scatter(-1, order, kept)
+        return scaled.masked_fill(~unsorted, IMPOSSIBLE), torch.minimum(at_border, swap)
+
+    def _cut_min(self, scaled: Logs) -> tuple[Logs, Margin]:
+        if not self.min_p:
+            return scaled, torch.full_like(scaled[:, 0], NEVER)
+        above = scaled - scaled.amax(-1, keepdim=True) - math.log(self.min_p)
+        return scaled.masked_fill(above < 0, IMPOSSIBLE), above.abs().amin(-1)
+
+
+def _lead(last: Float64[Tensor, "*group"], dropped: Float64[Tensor, "*group"]) -> Float64[Tensor, "*group"]:
+    """How far the last token that is kept stands above the first that is not, if that one is possible."""
+    return torch.where(dropped > IMPOSSIBLE, last - dropped, NEVER)
 
 
 def _one_beam(tokens: Int[Tensor, " group"], margin: Float[Tensor, " group"]) -> Choice:
