@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import pytest
 
+import tokenscale
 from tokenscale.recipe import Recipe
 
 ROOT = Path(__file__).parent.parent
@@ -115,3 +116,8 @@ def test_a_failing_block_would_be_noticed() -> None:
     [block] = blocks("```python\nraise KeyError('planted')\n```\n")
     with pytest.raises(KeyError, match="planted"):
         exec(block.body, {})
+
+
+def test_the_api_page_has_every_public_name() -> None:
+    listed = re.findall(r"^::: tokenscale\.(?:\w+\.)*(\w+)$", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE)
+    assert {name for name in tokenscale.__all__ if name != "__version__"} <= set(listed)
