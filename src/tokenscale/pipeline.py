@@ -13,7 +13,7 @@ from itertools import pairwise
 
 from tokenscale import dsl, spec
 from tokenscale.core.data import Prompt, Result
-from tokenscale.core.decode import LocalBackend
+from tokenscale.core.decode import LocalBackend, LogitsProcessor, OnToken
 from tokenscale.core.errors import ArgumentError, CapabilityError, PipelineError, at_least
 from tokenscale.core.model import LanguageModel
 from tokenscale.core.run import run_problems
@@ -142,12 +142,16 @@ class Pipeline(Composable):
         batch_size: int = 16,
         trace: bool = False,
         progress: Callable[[int, int], None] | None = None,
+        processor: LogitsProcessor | None = None,
+        on_token: OnToken | None = None,
     ) -> list[Result]:
         """Answers every prompt (a string, chat messages, or a Prompt); results in their order.
 
         Equal seeds give equal draws, whatever `batch_size` (candidates decoded at once) and whatever
         else is asked. A candidate ends with the model's end token, a stop string, or `max_new_tokens`.
-        `trace` keeps per-token records; `progress(done, total)` is called as problems end.
+        `trace` keeps per-token records; `progress(done, total)` is called as problems end. `processor`
+        (transformers' LogitsProcessorList fits) is applied once per token, to the aggregate's
+        log-probabilities; `on_token(ask, copy, token)` is called as tokens are decided.
         Raises ArgumentError, PromptError and CapabilityError before anything is decoded.
         """
         asked = _prompts(prompts)
@@ -159,7 +163,16 @@ class Pipeline(Composable):
             at_least("run", name, value, least)
         stops = _stop_strings(stop_strings)
         self.check(lm)
-        backend = LocalBackend(lm, self.proposer, self.aggregator, self.decoder, batch_size=batch_size, trace=trace)
+        backend = LocalBackend(
+            lm,
+            self.proposer,
+            self.aggregator,
+            self.decoder,
+            batch_size=batch_size,
+            trace=trace,
+            processor=processor,
+            on_token=on_token,
+        )
         results = run_problems(
             lm,
             backend,
