@@ -129,6 +129,10 @@ class LanguageModel(ABC):
         Cost: `shape.decode_flops([n], length + 1)` per sequence. Raises RoutingError (see RowPlan).
         """
 
+    def lacks(self, capability: str) -> str:
+        """Why a capability is not among `capabilities`, as the end of a sentence."""
+        return f"it does not offer {capability}"
+
     def inspect_layers(self) -> list[str]:
         """A name per MoE layer, in order; empty for a dense model."""
         return []

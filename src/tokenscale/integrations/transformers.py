@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,11 +26,13 @@ def custom_generate(
     """A decoding method for transformers' `generate`, which hands it the prepared arguments.
 
     `generate` gives the prompts, `max_new_tokens` or `max_length`, the end tokens, `stop_strings`,
-    `return_dict_in_generate` and the logits processors, which are applied once, to the aggregate. How
-    tokens are chosen is the pipeline's alone: `do_sample`, `temperature` and the other sampling
-    settings have no effect. Every row of the input is a problem of its own, so
-    `num_return_sequences` repeats it with other draws. The ids returned are the prompt's and the
-    winner's; text that a prompting stage adds between them is not among them.
+    `return_dict_in_generate` and the logits processors, which are applied once per token, to the
+    aggregate's log-probabilities (as in beam search; `repetition_penalty` acts on raw logits in
+    `generate`'s greedy search, and so differs). How tokens are chosen is the pipeline's alone:
+    `do_sample`, `temperature` and the other sampling settings have no effect. Every row of the input
+    is a problem of its own, so `num_return_sequences` (which `generate` allows with `do_sample=True`
+    only) repeats it with other draws. The ids returned are the prompt's and the winner's; text that a
+    prompting stage adds between them is not among them.
 
     `tokenizer` is needed where a stage or a stop string reads text. `streamer` takes one prompt at a
     time; a vote streams its winner once it is known. `generate` passes neither on to a callable,
@@ -113,10 +116,19 @@ def _processor(
         padding = ids.new_full((1, max(length - len(prompt), 0)), pad)
         padded = torch.cat([padding, ids], dim=-1)
         for processor in kept:
-            scores = processor(padded, scores)
+            scores = _apply(processor, ids, padded, scores)
         return scores
 
     return process
+
+
+def _apply(processor: Any, ids: Tensor, padded: Tensor, scores: Tensor) -> Any:
+    """One processor on one sequence. The repetition penalty alone knows the padding of each row of the batch."""
+    if not isinstance(getattr(processor, "prompt_ignore_length", None), Tensor):
+        return processor(padded, scores)
+    alone = copy.copy(processor)
+    alone.prompt_ignore_length = None
+    return alone(ids, scores)
 
 
 def _streams_tokens(pipe: Pipeline) -> bool:

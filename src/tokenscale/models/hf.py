@@ -6,7 +6,6 @@ with the routers watched and, where the plan says so, perturbed (`routers.py`).
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tokenscale.core.cost import Packed
 from tokenscale.core.data import Prompt
@@ -34,11 +33,11 @@ from tokenscale.models.fingerprint import fingerprint
 from tokenscale.models.masks import additive, prefill_mask, row_mask
 from tokenscale.models.routers import RoutingRecord, find_routers, watch
 from tokenscale.models.shape import model_shape
+from tokenscale.models.supported import cache_keyword, layer_windows, refuse_hidden_experts
 from tokenscale.models.text import decode, encode
 
 PACKAGED = ("demo", "demo-noisy")
 PREFILL_TOKENS = 8192  # tokens, padding included, of one prefill forward
-ATTENTION_KINDS = {"full_attention", "sliding_attention"}
 
 
 def load(
@@ -63,12 +62,11 @@ def load(
     given = {"revision": revision, "dtype": dtype, "device_map": device_map, "attn_implementation": attn_implementation}
     given |= {"quantization_config": quantization_config, "experts_implementation": "grouped_mm", **from_pretrained}
     keywords = {name: value for name, value in given.items() if value is not None}
+    _check_folder(path, Path(source))
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **({"revision": revision} if revision else {}))
-        if tokenizer is None or not len(tokenizer):
-            raise ValueError("the tokenizer is empty")
     except (OSError, ValueError, KeyError) as error:
-        raise _no_tokenizer(path, source) from error
+        raise ModelError(f"the tokenizer of {str(path)!r} cannot be read: {error}", LOADABLE) from error
     try:
         model = AutoModelForCausalLM.from_pretrained(source, **keywords)
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -79,16 +77,21 @@ def load(
 LOADABLE = f"give {', '.join(map(repr, PACKAGED))}, a folder with config.json and weights, or a hub id"
 
 
-def _no_tokenizer(path: str | Path, source: str | Path) -> ModelError:
-    if not Path(source).is_dir():
-        return ModelError(f"there is no model {str(path)!r}: no such folder here, and no such hub id reached", LOADABLE)
-    if not (Path(source) / "config.json").is_file():
-        return ModelError(f"the folder {str(path)!r} holds no config.json, so no model", LOADABLE)
-    return ModelError(
-        f"the model folder {str(path)!r} has no tokenizer that can be read",
-        "put tokenizer.json and tokenizer_config.json beside the weights (tokenizer.save_pretrained(folder)), "
-        "or load both yourself and call tokenscale.wrap(model, tokenizer)",
-    )
+def _check_folder(path: str | Path, folder: Path) -> None:
+    """Refuses a folder without a model, or whose tokenizer transformers would make up without a word."""
+    if not folder.exists() and (folder.is_absolute() or len(folder.parts) > 2):
+        raise ModelError(f"there is no model {str(path)!r}: no such folder", LOADABLE)
+    if not folder.is_dir():
+        return
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"the folder {str(path)!r} holds no config.json, so no model", LOADABLE)
+    names = ("tokenizer", "vocab", "spiece", "sentencepiece", "tekken")
+    if not any(file.name.startswith(names) for file in folder.iterdir()):
+        raise ModelError(
+            f"the model folder {str(path)!r} has no tokenizer",
+            "put tokenizer.json and tokenizer_config.json beside the weights (tokenizer.save_pretrained(folder)), "
+            "or load both yourself and call tokenscale.wrap(model, tokenizer)",
+        )
 
 
 def wrap(model: Any, tokenizer: Any = None) -> HFModel:
@@ -110,10 +113,10 @@ class HFModel(LanguageModel):
             raise ModelError(f"{type(model).__name__} is in training mode, so dropout is on", "call model.eval() first")
         self.model, self.tokenizer, self.name = model, tokenizer, name
         config = model.config.get_text_config(decoder=True)
-        self._windows = _windows(config, type(model).__name__)
+        self._windows = layer_windows(config, type(model).__name__)
         self._routers = find_routers(model)
-        _refuse_hidden_experts(config, self._routers, type(model).__name__)
-        self._cache_keyword = _cache_keyword(model)
+        refuse_hidden_experts(config, self._routers, type(model).__name__)
+        self._cache_keyword = cache_keyword(model)
         self.context_length = getattr(config, "max_position_embeddings", None) or 2**31
         self.vocab_size = model.get_output_embeddings().weight.shape[0]
         generation = model.generation_config
@@ -124,21 +127,22 @@ class HFModel(LanguageModel):
         set_by_model = {name: getattr(generation, name, None) for name in names}
         self.sampling_defaults: Mapping[str, float] = {k: v for k, v in set_by_model.items() if v is not None}
         self.shape = model_shape(model, self._routers, self._windows)
-        self.missing = self._missing()
-        self.capabilities = frozenset() if self.missing else frozenset({ROUTING_NOISE})
+        self._no_noise = self._why_no_noise()
+        self.capabilities = frozenset() if self._no_noise else frozenset({ROUTING_NOISE})
         self.fingerprint = fingerprint(model, tokenizer)
 
-    def _missing(self) -> dict[str, str]:
+    def _why_no_noise(self) -> str:
         """Why routing noise is not to be had; empty where it is."""
         attention = self.model.config._attn_implementation
         if not self._routers:
-            return {ROUTING_NOISE: "it is a dense model, without routers"}
+            return "it is a dense model, without routers"
         if attention not in ("eager", "sdpa"):
-            return {ROUTING_NOISE: f"{attention} attention takes no mask of ours; load it with sdpa or eager attention"}
+            return f"{attention} attention takes no mask of ours; load it with sdpa or eager attention"
         unknown = {type(r.module).__name__ for r in self._routers if r.renormalise is None}
-        if unknown:
-            return {ROUTING_NOISE: f"its routers ({', '.join(unknown)}) are not softmax routers"}
-        return {}
+        return f"its routers ({', '.join(sorted(unknown))}) are not softmax routers" if unknown else ""
+
+    def lacks(self, capability: str) -> str:
+        return self._no_noise if capability == ROUTING_NOISE else super().lacks(capability)
 
     def inspect_layers(self) -> list[str]:
         return [router.name for router in self._routers]
@@ -261,38 +265,3 @@ def _reordered(plan: RowPlan, places: Int[Tensor, " batch"]) -> RowPlan:
         return plan
     shift = torch.empty_like(plan.shift).index_copy_(1, places.to(plan.shift.device), plan.shift)
     return RowPlan(plan.n, shift, plan.noisy_layers)
-
-
-def _windows(config: Any, name: str) -> list[int | None]:
-    """Each layer's sliding window, None for full attention; other layers are refused by name."""
-    layers = DynamicCache(config=config).layers
-    foreign = {type(layer).__name__ for layer in layers} - {"DynamicLayer", "DynamicSlidingWindowLayer"}
-    foreign |= set(getattr(config, "layer_types", None) or ()) - ATTENTION_KINDS
-    if foreign or not layers:
-        raise ModelError(
-            f"{name} has layers whose state is not plain keys and values ({', '.join(sorted(foreign)) or 'unknown'})",
-            "use a model of full and sliding-window attention layers; the others are not supported yet",
-        )
-    windows = [getattr(layer, "sliding_window", None) for layer in layers]
-    if len({w for w in windows if w is not None}) > 1:
-        raise ModelError(f"{name} has sliding windows of several lengths", "use a model with one length of window")
-    return windows
-
-
-def _refuse_hidden_experts(config: Any, routers: Sequence[Any], name: str) -> None:
-    """A model with experts but without routers that we find would be billed wrongly in silence."""
-    names = ("num_experts", "num_local_experts", "n_routed_experts")
-    experts = max(getattr(config, n, None) or 0 for n in names)
-    if experts > 1 and not routers:
-        raise ModelError(
-            f"{name} has {experts} experts, but its routers are of no known class, so its cost is unknown",
-            "use a model whose routers are transformers' *TopKRouter classes",
-        )
-
-
-def _cache_keyword(model: Any) -> str:
-    """`cache` in newer versions of transformers, `past_key_values` in older ones."""
-    names = inspect.signature(model.forward).parameters
-    if "position_ids" not in names:
-        raise ModelError(f"{type(model).__name__} takes no position_ids", "use a model with explicit positions")
-    return "cache" if "cache" in names else "past_key_values"

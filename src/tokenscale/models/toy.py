@@ -156,6 +156,9 @@ class ToyModel(LanguageModel):
             raise CapabilityError(f"{self.name} has no tokenizer", "read token_ids instead of text")
         return self._tokenizer.decode(token_ids)
 
+    def lacks(self, capability: str) -> str:
+        return super().lacks(capability) if self.shape.moe_layers else "it is a dense model, without routers"
+
     def inspect_layers(self) -> list[str]:
         return [f"layers.{i}" for i in range(self.shape.moe_layers)]
 

@@ -72,9 +72,8 @@ class RoE(TokenProposer):
 
     def check(self, lm: LanguageModel) -> None:
         if not self.needs <= lm.capabilities:
-            what = "routers of a kind that RoE does not know" if lm.shape.moe_layers else "none: it is a dense model"
             raise CapabilityError(
-                f"RoE changes what a mixture-of-experts model's routers choose, and {lm.name} has {what}",
+                f"RoE changes what routers choose, which {lm.name} does not allow: {lm.lacks(ROUTING_NOISE)}",
                 "on this model use Greedy(), Sample(temperature=0.7) or SelfConsistency(k=5)",
             )
         layers = lm.shape.moe_layers

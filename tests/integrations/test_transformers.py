@@ -1,0 +1,129 @@
+"""Pipelines through transformers' own `generate`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import LogitsProcessor, MaxTimeCriteria, RepetitionPenaltyLogitsProcessor, StoppingCriteriaList
+
+import tokenscale as ts
+from tests.models.tiny import tiny
+
+PROMPTS = [[5, 6, 7, 8, 9], [12, 13], [20, 21, 22]]
+
+
+def padded() -> dict[str, torch.Tensor]:
+    longest = max(map(len, PROMPTS))
+    ids = [[0] * (longest - len(p)) + p for p in PROMPTS]
+    mask = [[0] * (longest - len(p)) + [1] * len(p) for p in PROMPTS]
+    return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
+
+
+@pytest.mark.parametrize(
+    "extra", [{}, {"no_repeat_ngram_size": 1}, {"min_new_tokens": 6}, {"eos_token_id": [3, 40]}], ids=str
+)
+def test_greedy_equals_generate(extra: dict[str, Any]) -> None:
+    model = tiny("olmoe")
+    options = {"max_new_tokens": 10, "do_sample": False, **extra}
+    expected = model.generate(**padded(), **options)
+    ours = model.generate(**padded(), **options, custom_generate=ts.custom_generate(ts.Pipeline(ts.Greedy())))
+    assert ours.tolist() == expected.tolist()
+
+
+@torch.no_grad()
+def test_a_repetition_penalty_acts_on_log_probabilities() -> None:
+    """As in transformers' beam search; its greedy search penalises raw logits, which no mean of rows has."""
+    model = tiny("olmoe")
+    method = ts.custom_generate(ts.Pipeline(ts.Greedy()))
+    ours = model.generate(**padded(), max_new_tokens=8, repetition_penalty=1.3, custom_generate=method)
+    penalty = RepetitionPenaltyLogitsProcessor(1.3)
+    for prompt, row in zip(PROMPTS, ours.tolist(), strict=True):
+        ids = torch.tensor([prompt])
+        for _ in range(8):
+            scores = penalty(ids, model(ids).logits[:, -1].log_softmax(-1))
+            ids = torch.cat([ids, scores.argmax(-1, keepdim=True)], dim=-1)
+        assert row[-8:] == ids[0, -8:].tolist()
+
+
+def test_roe_and_repeats() -> None:
+    model = tiny("olmoe")
+    method = ts.custom_generate(ts.Pipeline(ts.RoE(n=3, tau=0.5), ts.Sample(temperature=1.0)), seed=5)
+    ids = torch.tensor([PROMPTS[0]])
+    options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 8, "custom_generate": method}
+    out = model.generate(ids, num_return_sequences=3, do_sample=True, **options)
+    assert out.shape[0] == 3
+    assert len({tuple(row) for row in out.tolist()}) > 1  # repeats draw anew
+    again = model.generate(ids, num_return_sequences=3, do_sample=True, **options)
+    assert again.tolist() == out.tolist()
+    assert model.generate(ids, return_dict_in_generate=True, **options).sequences.tolist() == out[:1].tolist()
+
+
+class Count(LogitsProcessor):
+    """Counts its calls and bans everything but one token."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        allowed = torch.full_like(scores, float("-inf"))
+        allowed[:, 17] = scores[:, 17]
+        return allowed
+
+
+def test_processors_run_once_a_token_on_the_aggregate() -> None:
+    model, count = tiny("olmoe"), Count()
+    ids = torch.tensor([PROMPTS[0]])
+    out = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=4,
+        logits_processor=[count],
+        custom_generate=ts.custom_generate(ts.Pipeline(ts.RoE(n=5, tau=0.5))),
+    )
+    assert out[0, 5:].tolist() == [17] * 4
+    assert count.calls == 4
+
+
+class Streamer:
+    def __init__(self) -> None:
+        self.put_: list[list[int]] = []
+        self.ended = False
+
+    def put(self, value: torch.Tensor) -> None:
+        self.put_.append(value.flatten().tolist())
+
+    def end(self) -> None:
+        self.ended = True
+
+
+def test_a_streamer_hears_prompt_and_tokens() -> None:
+    model, streamer = tiny("olmoe"), Streamer()
+    ids = torch.tensor([PROMPTS[0]])
+    method = ts.custom_generate(ts.Pipeline(ts.Greedy()), streamer=streamer)
+    out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=5, custom_generate=method)
+    assert streamer.put_ == [PROMPTS[0], *([t] for t in out[0, 5:].tolist())]
+    assert streamer.ended
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        ({}, {"stopping_criteria": StoppingCriteriaList([MaxTimeCriteria(5.0)])}, "stopping criteria MaxTimeCriteria"),
+        ({"streamer": Streamer()}, {}, "a streamer takes one prompt, and 3 were given"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(method: dict[str, Any], options: dict[str, Any], message: str) -> None:
+    model = tiny("olmoe")
+    custom = ts.custom_generate(ts.Pipeline(ts.Greedy()), **method)
+    with pytest.raises(ts.CapabilityError, match=message):
+        model.generate(**padded(), max_new_tokens=4, custom_generate=custom, **options)
+
+
+def test_a_tokenizer_is_asked_for_by_name() -> None:
+    model = tiny("olmoe")
+    custom = ts.custom_generate(ts.Pipeline(ts.SelfConsistency(k=3)))
+    with pytest.raises(ts.CapabilityError, match=r"(?s)SelfConsistency.*tokenizer"):
+        model.generate(**padded(), max_new_tokens=4, custom_generate=custom)

@@ -1,0 +1,171 @@
+"""Loading, wrapping, encoding, and every refusal on the way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from tests.models.tiny import tiny
+from tokenscale.core.data import Prompt
+from tokenscale.core.errors import CapabilityError, ModelError, PromptError
+from tokenscale.core.model import ROUTING_NOISE
+from tokenscale.models.hf import load, wrap
+
+
+def tokenizer(**special: str) -> PreTrainedTokenizerFast:
+    """Whole words "w0" ... "w98", and two special tokens."""
+    words = {"<pad>": 0, "<end>": 1, **{f"w{i}": i + 2 for i in range(99)}}
+    inner = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="<end>", **special)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A saved model with its tokenizer."""
+    tiny("olmoe").save_pretrained(tmp_path)
+    tokenizer(bos_token="<end>").save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_a_folder_gives_what_transformers_gives(folder: Path) -> None:
+    lm = load(folder)
+    ids = lm.encode(Prompt.of("w3 w4 w5"))
+    assert ids == (5, 6, 7)
+    assert lm.decode([8, 1]) == "w6"
+    state = lm.prefill([ids[:-1]])
+    logits = lm.step(state, torch.tensor(ids[-1:])).logits[0, 0]
+    expected = AutoModelForCausalLM.from_pretrained(folder)(torch.tensor([ids])).logits[0, -1]
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
+    assert lm.capabilities == {ROUTING_NOISE}
+    assert lm.eos_ids == {1}
+    assert lm.inspect_layers() == [f"model.layers.{i}.mlp.gate" for i in range(3)]
+
+
+def test_equal_weights_have_equal_fingerprints(folder: Path) -> None:
+    lm = load(folder)
+    assert lm.fingerprint == load(folder).fingerprint
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert wrap(model, lm.tokenizer).fingerprint == lm.fingerprint
+    assert wrap(model).fingerprint != lm.fingerprint
+    with torch.no_grad():
+        model.model.layers[2].mlp.experts.down_proj[0, 0, 0] += 1
+    assert wrap(model, lm.tokenizer).fingerprint != lm.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("remove", "message"),
+    [
+        (
+            ["tokenizer.json", "tokenizer_config.json"],
+            r"(?s)has no tokenizer.*fix: put tokenizer.json",
+        ),
+        (["config.json"], r"(?s)holds no config.json, so no model.*fix: give 'demo'"),
+        (["model.safetensors"], r"(?s)cannot be loaded.*fix: give 'demo'"),
+    ],
+)
+def test_a_folder_with_a_part_missing(folder: Path, remove: list[str], message: str) -> None:
+    for name in remove:
+        (folder / name).unlink()
+    with pytest.raises(ModelError, match=message):
+        load(folder)
+
+
+def test_no_such_model(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"(?s)there is no model .*nowhere.*fix: give 'demo', 'demo-noisy', a folder"):
+        load(tmp_path / "nowhere")
+
+
+def test_a_model_in_training_mode_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"(?s)training mode.*fix: call model.eval\(\) first"):
+        wrap(tiny("olmoe").train())
+
+
+def test_a_model_without_lm_head_is_refused() -> None:
+    with pytest.raises(ModelError, match="has no lm_head"):
+        wrap(tiny("olmoe").model)
+
+
+def test_layers_without_plain_keys_are_refused() -> None:
+    from transformers import Qwen3NextConfig, Qwen3NextForCausalLM
+
+    config = Qwen3NextConfig(vocab_size=101, hidden_size=32, num_hidden_layers=4, num_experts=4, intermediate_size=16)
+    with torch.device("meta"):
+        model = Qwen3NextForCausalLM(config).eval()
+    with pytest.raises(ModelError, match=r"(?s)not plain keys and values.*linear_attention"):
+        wrap(model)
+
+
+def test_routers_of_another_rule_have_no_noise() -> None:
+    model = tiny("olmoe")
+    router = model.model.layers[1].mlp.gate
+    forward = router.forward
+
+    def sigmoid_gates(hidden: torch.Tensor) -> Any:
+        logits, _, indices = forward(hidden)
+        return logits, logits.sigmoid().gather(-1, indices), indices
+
+    router.forward = sigmoid_gates
+    lm = wrap(model)
+    assert lm.capabilities == frozenset()
+    assert lm.lacks(ROUTING_NOISE) == "its routers (OlmoeTopKRouter) are not softmax routers"
+
+
+def test_experts_without_known_routers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny("olmoe")
+    monkeypatch.setattr("tokenscale.models.hf.find_routers", lambda model: [])
+    with pytest.raises(ModelError, match=r"has 8 experts, but its routers are of no known class"):
+        wrap(model)
+
+
+def test_an_empty_prompt_is_the_first_token_or_an_error(folder: Path) -> None:
+    assert load(folder).encode(Prompt.of("")) == (1,)
+    model = tiny("olmoe")
+    model.generation_config.bos_token_id = None
+    with pytest.raises(PromptError, match=r"(?s)the prompt is empty.*no begin-of-sequence token.*fix: write a prompt"):
+        wrap(model, tokenizer()).encode(Prompt.of(""))
+
+
+def test_text_without_a_tokenizer_is_refused() -> None:
+    lm = wrap(tiny("olmoe"))
+    for prompt in (
+        Prompt.of("w1"),
+        Prompt(token_ids=(4,), suffix="w1"),
+        Prompt.of([{"role": "user", "content": "w1"}]),
+    ):
+        with pytest.raises(CapabilityError, match="came without a tokenizer"):
+            lm.encode(prompt)
+    with pytest.raises(CapabilityError, match="came without a tokenizer"):
+        lm.decode([4])
+    assert lm.encode(Prompt(token_ids=(4, 5))) == (4, 5)
+
+
+def test_chat_messages_go_through_the_template_once() -> None:
+    tok = tokenizer(bos_token="<end>")
+    lm = wrap(tiny("olmoe"), tok)
+    messages = [{"role": "user", "content": "w1 w2"}]
+    with pytest.raises(PromptError, match="no chat template"):
+        lm.encode(Prompt.of(messages))
+    tok.chat_template = "w9 {{ messages[0]['content'] }}{% if add_generation_prompt %} w8{% endif %}"
+    assert lm.encode(Prompt.of(messages)) == (11, 3, 4, 10)
+
+
+def test_a_suffix_follows_token_ids() -> None:
+    lm = wrap(tiny("olmoe"), tokenizer())
+    assert lm.encode(Prompt(token_ids=(4, 5), suffix=" w1")) == (4, 5, 3)
+
+
+def test_the_generation_config_is_honoured() -> None:
+    model = tiny("olmoe")
+    model.generation_config.eos_token_id = [1, 7]
+    model.generation_config.suppress_tokens = [9]
+    model.generation_config.temperature = 0.6
+    model.generation_config.top_p = 0.9
+    lm = wrap(model)
+    assert (lm.eos_ids, lm.suppressed_ids) == ({1, 7}, {9})
+    assert lm.sampling_defaults == {"temperature": 0.6, "top_p": 0.9}
