@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import sys
 import tempfile
 import warnings
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
     from tokenscale.recipe import Recipe
 
 RECIPES = Path(__file__).parent / "recipes"
-FIGURES_WIDTH = 90
-DISCORDANCE = 0.2
+NARROW = 100
+FIGURES_WIDTH = 100
 
 app = typer.Typer(
     name="tokenscale",
@@ -182,33 +183,31 @@ def _quiet() -> None:
 
 def _plan(recipe: Recipe, as_json: bool) -> None:
     """What a recipe would run."""
-    from tokenscale.experiments.statistics import ALPHA, POWER, detectable
+    from tokenscale.experiments.report import planned
+    from tokenscale.experiments.tables import smallest_shown
     from tokenscale.experiments.tasks import reported
 
     problems = {name: len(reported(name, section)) for name, section in recipe.tasks.items()}
     arms = {name: str(arm.pipeline.resolved()) for name, arm in recipe.arms.items()}
-    answers = sum(problems.values()) * len(recipe.arms) * len(recipe.seeds) * len(recipe.models)
-    least = {name: detectable(count, DISCORDANCE) for name, count in problems.items()}
+    counts = (sum(problems.values()), len(arms), len(recipe.seeds), len(recipe.models))
+    answers, smallest = math.prod(counts), planned(recipe, problems)
     if as_json:
-        _print_json({"arms": arms, "problems": problems, "answers": answers, "recipe": recipe.resolved()})
+        plan = {"arms": arms, "problems": problems, "answers": answers, "smallest_shown": smallest}
+        _print_json(plan | {"recipe": recipe.resolved()})
         return
     typer.echo(recipe.question)
     for name, pipeline in arms.items():
         typer.echo(f"  {name}: {pipeline}")
-    for name, count in problems.items():
-        typer.echo(
-            f"{count} problems of {name} can show a paired difference of {100 * least[name]:.1f} points or more (power "
-            f"{POWER:.2f}, two-sided alpha {ALPHA:.2f}), if two arms differ on {DISCORDANCE:.0%} of the problems."
-        )
-    typer.echo(
-        f"{answers} problems to answer: {len(recipe.models)} models, {len(recipe.seeds)} seeds. Nothing was run."
-    )
+    for line in smallest_shown({"smallest_shown": smallest}):
+        typer.echo(line)
+    product = " x ".join(map(str, counts))
+    typer.echo(f"{answers} answers: problems x arms x seeds x models = {product}. Nothing was run.")
 
 
 def _compare(recipe: Recipe, folder: Path, as_json: bool, kept: bool = True) -> None:
     """Runs a recipe with a progress bar and prints what came out."""
     from tokenscale.experiments.execute import execute
-    from tokenscale.experiments.tables import arm_tables, notes, smallest_shown
+    from tokenscale.experiments.tables import arm_tables, legend, notes, smallest_shown
 
     _quiet()
     with _bar() as report_progress:
@@ -220,7 +219,8 @@ def _compare(recipe: Recipe, folder: Path, as_json: bool, kept: bool = True) -> 
     console.print(escape(report["question"]))
     for table in arm_tables(report):
         _print_table(console, table)
-    for line in [*smallest_shown(report), *notes(report), report["caveat"]]:
+    console.print()
+    for line in [legend(report), *smallest_shown(report), *notes(report), report["caveat"]]:
         console.print(escape(line))
     if kept:
         console.print(f"The whole report: {escape(str(folder / 'report.md'))}", soft_wrap=True)
@@ -248,12 +248,11 @@ def _print_table(console: Console, table: Table) -> None:
     pipelines = [row[table.headers.index("pipeline")] for row in table.rows]
     wide = console.width >= FIGURES_WIDTH + max(map(len, pipelines))
     shown = [i for i, header in enumerate(table.headers) if wide or header != "pipeline"]
-    grid = RichTable(
-        title=escape(table.title), box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, title_justify="left"
-    )
+    padding = (0, 0) if console.width < NARROW else (0, 1)
+    grid = RichTable(title=escape(table.title), title_justify="left", box=box.SIMPLE_HEAD, padding=padding)
     for i in shown:
         text = table.headers[i] in ("arm", "pipeline")
-        grid.add_column(table.headers[i], justify="left" if text else "right", no_wrap=table.headers[i] == "arm")
+        grid.add_column(table.headers[i], justify="left" if text else "right", no_wrap=" " not in table.headers[i])
     for row in table.rows:
         grid.add_row(*(escape(row[i]) for i in shown))
     console.print(grid)

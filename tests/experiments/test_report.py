@@ -125,7 +125,7 @@ def test_a_declared_pair_keeps_its_direction_and_the_table_turns_it(report):
     [pair] = built["pairs"]
     assert pair["difference"] == pytest.approx(-0.2)
     [table] = arm_tables(built)
-    column = table.headers.index("difference")
+    column = table.headers.index("diff")
     assert [line[column] for line in table.rows] == ["", "+20.0"]
 
 
@@ -170,7 +170,7 @@ def test_tables(report):
         "pipeline": "RoE(n=2, tau=0.3, clean_layers=1) | Greedy()",
         "accuracy": "60.0%",
         "interval": "[31.3, 83.2]",
-        "difference": "+20.0",
+        "diff": "+20.0",
         "p": "0.625",
         "FLOPs": "16.5 M",
         "cost": "x3.00",

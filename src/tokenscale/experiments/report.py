@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -38,6 +38,7 @@ from tokenscale.token_level.aggregators import MeanProbability
 from tokenscale.token_level.plain import Plain
 
 BASELINE = "greedy"
+PLANNED_DISCORDANCE = 0.2
 CAVEAT = (
     "A tiny model on synthetic arithmetic shows that the machinery is right, not which strategy wins on "
     "your model and task."
@@ -178,13 +179,22 @@ def _smallest_shown(compared: Sequence[dict[str, Any]], reference: Arm) -> dict[
     """
     with_reference = [pair for pair in compared if reference.name in (pair["first"], pair["second"])]
     hardest = max(with_reference, key=lambda pair: pair["detectable"] or math.inf)
-    return {
-        "problems": len(reference.rows),
-        "difference": hardest["detectable"],
-        "discordance": max(hardest["discordance"], hardest["detectable"] or 0.0),
-        "alpha": ALPHA,
-        "power": POWER,
-    }
+    return _assumptions(len(reference.rows), hardest["detectable"], hardest["discordance"])
+
+
+def planned(recipe: Recipe, problems: Mapping[str, int]) -> list[dict[str, Any]]:
+    """The same before a run, for one seed and arms that are assumed to differ on 20% of the problems."""
+    return [
+        {"task": task, "model": model}
+        | _assumptions(count, _finite(detectable(count, PLANNED_DISCORDANCE)), PLANNED_DISCORDANCE)
+        for task, count in problems.items()
+        for model in recipe.models
+    ]
+
+
+def _assumptions(problems: int, difference: float | None, discordance: float) -> dict[str, Any]:
+    assumed = max(discordance, difference or 0.0)
+    return {"problems": problems, "difference": difference, "discordance": assumed, "alpha": ALPHA, "power": POWER}
 
 
 def brief(pipeline: Pipeline) -> str:

@@ -30,7 +30,7 @@ ARM_COLUMNS: dict[str, Callable[[Entry, Entry | None], str]] = {
     "pipeline": lambda arm, _: arm["brief"],
     "accuracy": lambda arm, _: percent(arm["accuracy"]),
     "interval": lambda arm, _: interval(arm["interval"]),
-    "difference": lambda _, pair: signed(pair["difference"]) if pair else "",
+    "diff": lambda _, pair: signed(pair["difference"]) if pair else "",
     "p": lambda _, pair: p_value(pair["p"]) if pair else "",
     "FLOPs": lambda arm, _: amount(arm["cost"]["flops"]),
     "cost": lambda arm, _: "-" if arm["relative_flops"] is None else f"x{arm['relative_flops']:.2f}",
@@ -52,6 +52,14 @@ def arm_tables(report: Entry) -> list[Table]:
         title = f"{model} on {arms[0]['problems']} problems of {task}"
         tables.append(Table(title, tuple(ARM_COLUMNS), rows))
     return tables
+
+
+def legend(report: Entry) -> str:
+    """What the columns of the arms' table mean."""
+    tests = sorted({pair["test"] for pair in report["pairs"]})
+    test = f"diff: points against {report['baseline']}; p: {', '.join(tests)}, not adjusted. " if tests else ""
+    cost = f"FLOPs, tokens and expert loads per problem; cost: FLOPs relative to {report['baseline']}"
+    return f"interval: {report['level']:.0%}; {test}{cost}; seconds: this run."
 
 
 def _against(pairs: Iterable[Entry], name: str, reference: str) -> Entry | None:
@@ -137,11 +145,8 @@ def markdown(report: Entry) -> str:
         f"# {report['question']}",
         report["caveat"],
         *(table.markdown() for table in arm_tables(report)),
-        "Accuracy in percent with its 95% interval; difference in points to "
-        f"{report['baseline']} with the p of the paired test, not adjusted for the number of comparisons. "
-        "FLOPs, new tokens and expert loads are per problem in the scenario *alone* (the problem by itself, "
-        f"one prefill shared by its candidates); cost is FLOPs relative to {report['baseline']}. "
-        "Seconds are of this run on its machine, all arms at their own batch, and no measurement of speed.",
+        f"{legend(report)} Costs are for the scenario *alone*: the problem by itself, one prefill shared by its "
+        "candidates. Seconds depend on the machine and the batch, and are no measurement of speed.",
         "\n".join(f"- {line}" for line in [*smallest_shown(report), *notes(report)]),
         *(table.markdown() for table in pair_tables(report)),
         *(table.markdown() for table in behaviour_tables(report)),
