@@ -155,12 +155,9 @@ class Pipeline(Composable):
         Raises ArgumentError, PromptError and CapabilityError before anything is decoded.
         """
         asked = _prompts(prompts)
-        for name, value, least in (
-            ("seed", seed, 0),
-            ("max_new_tokens", max_new_tokens, 1),
-            ("batch_size", batch_size, 1),
-        ):
-            at_least("run", name, value, least)
+        at_least("run", "seed", seed, 0)
+        at_least("run", "max_new_tokens", max_new_tokens, 1)
+        at_least("run", "batch_size", batch_size, 1)
         stops = _stop_strings(stop_strings)
         self.check(lm)
         backend = LocalBackend(

@@ -83,5 +83,5 @@ def _notes(silent: bool, candidates: Sequence[Candidate]) -> tuple[str, ...]:
     if not silent:
         return ()
     cut = sum(c.finish_reason == "length" for c in candidates)
-    fix = "raise max_new_tokens" if cut else 'ask for it in the prompt, or set answers="letter"'
+    fix = "raise max_new_tokens" if cut else "ask for one in the prompt, or look for another kind (answers=...)"
     return (f"no answer was found in any of {len(candidates)} candidates ({cut} ended by length): {fix}",)
