@@ -156,14 +156,15 @@ def test_results_are_those_of_a_recursive_evaluation_in_any_order(
         assert result == again[index]  # the bill included
 
 
-def test_a_round_begins_when_the_round_before_has_ended() -> None:
-    [result] = run((Rounds((2, 1)),), ["x"], seed=0, limit=4)
+@pytest.mark.parametrize("prompt", ["x", "y", "z", "xy", "yz", "zx"])
+def test_a_round_begins_when_the_round_before_has_ended(prompt: str) -> None:
+    [result] = run((Rounds((2, 1)),), [prompt], seed=0, limit=4)
     steps = {leaf.stream.path: len(leaf.token_ids) for leaf in result.candidates}
     first = max(n for path, n in steps.items() if path[2] == 0)
     second = max(n for path, n in steps.items() if path[2] == 1)
     # Both rounds ask the same two prompts, which are prefilled once, in the first forward.
     assert result.cost.sequential_steps == 1 + first + second
-    assert result.cost.prompt_tokens == 2 * len(LM.encode(Prompt(text="xa")))
+    assert result.cost.prompt_tokens == 2 * len(LM.encode(Prompt(text=prompt + "a")))
     assert result.cost.new_tokens == sum(steps.values())
 
 
