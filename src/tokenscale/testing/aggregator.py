@@ -52,7 +52,7 @@ def _keeps_one_row(aggregator: Aggregator, case: Case) -> None:
 
 
 def _keeps_equal_rows(aggregator: Aggregator, case: Case) -> None:
-    logits = case.rows.logits[:, :1].expand(-1, case.rows.logits.shape[1], -1)
+    logits = case.rows.logits[:, :1].repeat(1, case.rows.logits.shape[1], 1)
     found = aggregator.aggregate(Rows(logits, case.rows.valid))
     expect_close(found, case.log_probs[:, 0], ATOL, "equal rows are their own aggregate")
 
