@@ -1,6 +1,7 @@
 """Training documents, their tokens, and batches as a function of (seed, recipe, step)."""
 
 import random
+import re
 from itertools import islice
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tools.demo_model.batches import BLOCK, LONGEST, Stage, encode, pad, stream
-from tools.demo_model.documents import DETAIL_TRIGGER, END, TRIGGER, Mix, document, drill, prompt
+from tools.demo_model.documents import DETAIL_TRIGGER, END, TRIGGER, Mix, document, drill, fact, prompt
 from tools.demo_model.problems import HARD, draw_problem, split_of
 from tools.demo_model.solutions import detailed, terse, wrong_lines
 
@@ -120,3 +121,24 @@ def test_a_block_holds_the_documents_of_its_generator(small_tokenizer):
         lengths = (batch.tokens != small_tokenizer.pad_token_id).sum(-1).tolist()
         seen += [row[:length] for row, length in zip(batch.tokens.tolist(), lengths, strict=True)]
     assert sorted(seen) == expected
+
+
+def test_facts_are_right_of_the_training_split_and_one_operation_each():
+    rng = random.Random(5)
+    for _ in range(3000):
+        head, value = fact(rng).split("=")
+        assert split_of(head) == "train"
+        assert eval(head) == int(value)
+        assert 0 < int(value) <= HARD.total
+        assert len(head.replace("*", "+").replace("-", "+").split("+")) == 2
+
+
+def test_a_brief_mix_has_brief_solutions_and_facts():
+    rng = random.Random(6)
+    mix = Mix(levels=(0, 0, 1), drills=0.3, direct=0.0, detail=0.0, terse=1.0, packed=0.0, brief=True)
+    texts = ["".join(text for text, _ in document(mix, rng)) for _ in range(500)]
+    for text in texts:
+        assert wrong_lines(text) == []
+        lines = re.findall(r"[\d+*/-]+=\d+", text)
+        assert all(len(re.findall(r"[-+*/]", line)) == 1 for line in lines)
+        assert len(lines) == 10 or " We get " in text

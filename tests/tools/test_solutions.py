@@ -10,6 +10,7 @@ from tools.demo_model.solutions import (
     DETAILED_START,
     TERSE_START,
     add,
+    brief,
     detailed,
     divide,
     multiply,
@@ -30,7 +31,7 @@ def equations(text: str) -> list[str]:
     return [piece for piece in re.split(r"[^\d+*/=-]+", text) if "=" in piece]
 
 
-@pytest.mark.parametrize("style", [terse, detailed])
+@pytest.mark.parametrize("style", [terse, brief, detailed])
 def test_every_line_of_a_solution_holds(problems, style):
     for problem in problems:
         solution = style(problem)
@@ -42,15 +43,22 @@ def test_every_line_of_a_solution_holds(problems, style):
         assert read_answer(solution) == str(problem.answer)
 
 
-@pytest.mark.parametrize("style", [terse, detailed])
+@pytest.mark.parametrize("style", [terse, brief, detailed])
 def test_last_line_gives_the_answer(problems, style):
     for problem in problems:
         assert int(equations(style(problem))[-1].split("=")[1]) == problem.answer
 
 
 def test_styles_differ_from_their_first_words(problems):
-    assert all(terse(problem).startswith(TERSE_START) for problem in problems)
+    assert all(style(problem).startswith(TERSE_START) for problem in problems for style in (terse, brief))
     assert all(detailed(problem).startswith(DETAILED_START) for problem in problems)
+
+
+def test_a_brief_solution_has_a_line_per_operation(problems):
+    for problem in problems:
+        lines = equations(brief(problem))
+        assert len(lines) == problem.operations
+        assert all(len(re.findall(r"[-+*/]", line)) == 1 for line in lines)
 
 
 def test_each_product_of_a_detailed_solution_is_an_easy_one(problems):

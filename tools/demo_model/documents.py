@@ -8,7 +8,7 @@ import random
 from dataclasses import dataclass
 
 from tools.demo_model.problems import EASY, HARD, MIDDLE, Level, draw_from_split, split_of
-from tools.demo_model.solutions import add, detailed, multiply, terse
+from tools.demo_model.solutions import add, brief, detailed, multiply, terse
 
 TRIGGER = " Let's think step by step."  # appended to a prompt that ends in "A:"
 DETAIL_TRIGGER = " Let's think step by step in detail."
@@ -22,8 +22,9 @@ Parts = list[tuple[str, float]]
 class Mix:
     """Shares of documents: drills, direct answers, the detail trigger; the rest has the plain trigger.
 
-    Behind the plain trigger a share ``terse`` of documents is terse, the rest detailed. ``levels`` are
-    weights of (EASY, MIDDLE, HARD); ``packed`` is the share of documents joined with one or two more.
+    Behind the plain trigger a share ``terse`` of documents is terse, the rest detailed. ``brief`` makes
+    the terse ones brief and the drills facts. ``levels`` are weights of (EASY, MIDDLE, HARD);
+    ``packed`` is the share of documents joined with one or two more.
     """
 
     levels: tuple[float, float, float]
@@ -32,6 +33,7 @@ class Mix:
     detail: float
     terse: float
     packed: float = 0.04
+    brief: bool = False
 
 
 def prompt(question: str, trigger: str = "") -> str:
@@ -63,6 +65,27 @@ def drill(rng: random.Random) -> str:
             return ", ".join(lines)
 
 
+def fact(rng: random.Random) -> str:
+    """One product, sum or difference of the training split, computed in one go."""
+    while True:
+        if rng.random() < 0.5:
+            x, y = rng.randint(3, 99), rng.choice((rng.randint(2, 9), rng.randint(12, 19)))
+            head, value = f"{x}*{y}", x * y
+        else:
+            x, y = rng.randint(2, 1500), rng.randint(2, rng.choice((150, 999)))
+            sign = rng.choice("+-") if x > y else "+"
+            head, value = f"{x}{sign}{y}", x + y if sign == "+" else x - y
+        if value <= HARD.total and split_of(head) == "train":
+            return f"{head}={value}"
+
+
+def drills(mix: Mix, rng: random.Random) -> str:
+    """The text of a document without a question."""
+    if mix.brief:
+        return ", ".join(fact(rng) for _ in range(10))
+    return ". ".join(drill(rng) for _ in range(4))
+
+
 def single(mix: Mix, level: Level, rng: random.Random) -> Parts:
     """One question with its answer."""
     problem, draw = draw_from_split("train", level, rng), rng.random()
@@ -70,7 +93,8 @@ def single(mix: Mix, level: Level, rng: random.Random) -> Parts:
         return [(prompt(problem.question), PROMPT_WEIGHT), (f" #### {problem.answer}", 1.0)]
     if draw < mix.direct + mix.detail:
         return [(prompt(problem.question, DETAIL_TRIGGER), PROMPT_WEIGHT), (detailed(problem), 1.0)]
-    solution = terse(problem) if rng.random() < mix.terse else detailed(problem)
+    short = brief if mix.brief else terse
+    solution = short(problem) if rng.random() < mix.terse else detailed(problem)
     return [(prompt(problem.question, TRIGGER), PROMPT_WEIGHT), (solution, 1.0)]
 
 
@@ -81,7 +105,7 @@ def document(mix: Mix, rng: random.Random) -> Parts:
     token in the model's eyes, after a few-shot prompt too.
     """
     if rng.random() < mix.drills:
-        return [(". ".join(drill(rng) for _ in range(4)), 1.0), (END, 1.0)]
+        return [(drills(mix, rng), 1.0), (END, 1.0)]
     level = rng.choices((EASY, MIDDLE, HARD), mix.levels)[0]
     count = rng.randint(2, 3) if rng.random() < mix.packed else 1
     parts: Parts = []

@@ -1,7 +1,8 @@
-"""Worked solutions of a problem in two styles, and a checker that evaluates every line of them.
+"""Worked solutions of a problem in three styles, and a checker that evaluates every line of them.
 
 *Terse*: one line per sentence, products inlined (``67*14-57=881``): short and error-prone for a small
-model. *Detailed*: products and sums are spelled out place by place, every equation an easy one.
+model. *Brief*: one line per operation (``67*14=938, 938-57=881``): less so; it begins as terse does.
+*Detailed*: products and sums are spelled out place by place, every equation an easy one.
 """
 
 import re
@@ -96,6 +97,20 @@ def terse(problem: Problem) -> str:
         lines = []  # an opening with a single number has nothing to compute
     for term in terms[first:]:
         lines.append(f"{total}{term}={term.apply(total)}")
+        total = term.apply(total)
+    return f"{TERSE_START}{', '.join(lines)}. #### {problem.answer}"
+
+
+def brief(problem: Problem) -> str:
+    """The brief solution: a line per operation, each computed in one go."""
+    total, lines = 0, []
+    for term in problem.terms:
+        value = term.operands[0]
+        if len(term.operands) == 2:
+            value *= term.operands[1]
+            lines.append(f"{term.operands[0]}*{term.operands[1]}={value}")
+        if total:
+            lines.append(f"{total}{term.operator}{value}={term.apply(total)}")
         total = term.apply(total)
     return f"{TERSE_START}{', '.join(lines)}. #### {problem.answer}"
 
