@@ -9,7 +9,14 @@ import pytest
 from tokenscale.core.cost import Cost
 from tokenscale.core.data import RoutingStats
 from tokenscale.experiments.report import brief, build
-from tokenscale.experiments.statistics import bonett_price, mean_difference, mean_interval, sign_flip, wilson
+from tokenscale.experiments.statistics import (
+    bonett_price,
+    detectable_mean,
+    mean_difference,
+    mean_interval,
+    sign_flip,
+    wilson,
+)
 from tokenscale.experiments.store import Slot, Store
 from tokenscale.experiments.tables import (
     amount,
@@ -152,6 +159,14 @@ def test_the_smallest_difference_names_its_assumptions(report):
     assert line.startswith("10 problems (arithmetic, toy) can show a paired difference of ")
     assert "power 0.80, two-sided alpha 0.05" in line
     assert f"differ on {100 * entry['discordance']:.0f}% of the problems" in line
+
+
+def test_the_smallest_difference_over_several_seeds(report):
+    built = report([0, 1])
+    differences = np.mean([SCORES["roe"][s] for s in (0, 1)], 0) - np.mean([SCORES["greedy"][s] for s in (0, 1)], 0)
+    [entry] = built["smallest_shown"]
+    assert entry["difference"] == pytest.approx(detectable_mean(differences.tolist()))
+    assert smallest_shown(built)[0].endswith("if differences averaged over 2 seeds spread as they do here.")
 
 
 def test_too_few_problems_say_so():

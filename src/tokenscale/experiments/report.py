@@ -179,22 +179,24 @@ def _smallest_shown(compared: Sequence[dict[str, Any]], reference: Arm) -> dict[
     """
     with_reference = [pair for pair in compared if reference.name in (pair["first"], pair["second"])]
     hardest = max(with_reference, key=lambda pair: pair["detectable"] or math.inf)
-    return _assumptions(len(reference.rows), hardest["detectable"], hardest["discordance"])
+    seeds = len(reference.rows[0])
+    return _assumptions(len(reference.rows), seeds, hardest["detectable"], hardest["discordance"])
 
 
 def planned(recipe: Recipe, problems: Mapping[str, int]) -> list[dict[str, Any]]:
     """The same before a run, for one seed and arms that are assumed to differ on 20% of the problems."""
     return [
         {"task": task, "model": model}
-        | _assumptions(count, _finite(detectable(count, PLANNED_DISCORDANCE)), PLANNED_DISCORDANCE)
+        | _assumptions(count, 1, _finite(detectable(count, PLANNED_DISCORDANCE)), PLANNED_DISCORDANCE)
         for task, count in problems.items()
         for model in recipe.models
     ]
 
 
-def _assumptions(problems: int, difference: float | None, discordance: float) -> dict[str, Any]:
+def _assumptions(problems: int, seeds: int, difference: float | None, discordance: float) -> dict[str, Any]:
     assumed = max(discordance, difference or 0.0)
-    return {"problems": problems, "difference": difference, "discordance": assumed, "alpha": ALPHA, "power": POWER}
+    counts = {"problems": problems, "seeds": seeds}
+    return counts | {"difference": difference, "discordance": assumed, "alpha": ALPHA, "power": POWER}
 
 
 def brief(pipeline: Pipeline) -> str:

@@ -124,11 +124,13 @@ def _smallest(entry: Entry) -> str:
     where = f"{entry['problems']} problems ({entry['task']}, {entry['model']})"
     if entry["difference"] is None:
         return f"{where} are too few to show any difference."
-    return (
+    shown = (
         f"{where} can show a paired difference of {100 * entry['difference']:.1f} points or more (power "
-        f"{entry['power']:.2f}, two-sided alpha {entry['alpha']:.2f}), if two arms differ on "
-        f"{100 * entry['discordance']:.0f}% of the problems."
+        f"{entry['power']:.2f}, two-sided alpha {entry['alpha']:.2f}), if "
     )
+    if entry["seeds"] > 1:
+        return shown + f"differences averaged over {entry['seeds']} seeds spread as they do here."
+    return shown + f"two arms differ on {100 * entry['discordance']:.0f}% of the problems."
 
 
 def notes(report: Entry) -> list[str]:
