@@ -58,28 +58,37 @@ def test_greedy_decoding_equals_brute_force(run: Any, lm: ToyModel) -> None:
         assert found.text == lm.decode(found.token_ids)
 
 
+def beam_search(lm: ToyModel, prompt: tuple[int, ...], new: int, width: int) -> dict[tuple[int, ...], float]:
+    """Brute force: every ended beam of a search over sets of prefixes, with its total log-probability."""
+    live, ended = {(): 0.0}, dict[tuple[int, ...], float]()
+    for _ in range(new):
+        grown = {
+            (*ids, token): score + lp
+            for ids, score in live.items()
+            for token, lp in enumerate(lm.exact_log_probs((*prompt, *ids)))
+            if token not in lm.suppressed_ids
+        }
+        best = sorted(grown, key=lambda ids: -grown[ids])[:width]
+        ended |= {ids: grown[ids] for ids in best if ids[-1] == END or len(ids) == new}
+        live = {ids: grown[ids] for ids in best if ids not in ended}
+    return ended
+
+
 @pytest.mark.parametrize("width", [1, 2, 3, 100])
-def test_beams_equal_brute_force(run: Any, lm: ToyModel, beams: Any, width: int) -> None:
-    """Beam search as sets of prefixes; wide enough, it finds the most likely continuation of all."""
-    new = 3
-    for prompt in PROMPTS[:3]:
-        live, ended = {(): 0.0}, {}
-        for _ in range(new):
-            grown = {
-                (*ids, token): score + lp
-                for ids, score in live.items()
-                for token, lp in enumerate(lm.exact_log_probs((*prompt, *ids)))
-            }
-            best = sorted(grown, key=lambda ids: -grown[ids])[:width]
-            ended |= {ids: grown[ids] for ids in best if ids[-1] == END or len(ids) == new}
-            live = {ids: grown[ids] for ids in best if ids not in ended}
-        wanted = max(ended, key=lambda ids: ended[ids])
-        [completion] = run([ask(prompt, new)], beams(width), batch_size=2)
+@pytest.mark.parametrize("suppressed", [(), (END,)])
+def test_beams_equal_brute_force(run: Any, beams: Any, width: int, suppressed: tuple[int, ...]) -> None:
+    """On a nearly flat model, where beams change places; wide enough, the search finds the best of all."""
+    flat = ToyModel(("a", "b", "1"), spelling="", moe_layers=1, sharpness=0.5, suppressed_ids=suppressed)
+    new = 3 if width == 100 else 6
+    done = run([ask(p, new) for p in PROMPTS], beams(width), model=flat, batch_size=2)
+    for prompt, completion in zip(PROMPTS, done, strict=True):
         [found] = completion.candidates
+        ended = beam_search(flat, prompt, new, width)
+        wanted = max(ended, key=lambda ids: ended[ids])
         assert found.token_ids == wanted
         assert found.log_prob == pytest.approx(ended[wanted], abs=1e-5)
-        if width == 100:
-            everything = lm.continuations(prompt, new)
+        if width == 100 and not suppressed:
+            everything = flat.continuations(prompt, new)
             assert everything[wanted] == max(everything.values())
 
 

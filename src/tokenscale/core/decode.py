@@ -265,15 +265,16 @@ class _StepRecords:
         self, rows: Rows, step: Step, log_probs: Float[Tensor, "beams vocab"], trace: bool, lm: LanguageModel
     ) -> None:
         self._log_probs = log_probs
-        self._rows: list[int] = rows.valid.sum(-1).tolist()
+        valid = rows.valid.cpu()
+        self._rows: list[int] = valid.sum(-1).tolist()
         union = no_experts(len(log_probs), lm.shape)
         if step.experts is not None:
-            union = (step.experts & rows.valid[..., None, None]).any(1)
+            union = (step.experts.cpu() & valid[..., None, None]).any(1)
         self._experts = pack_experts(union)
         self._distinct = union.sum((-1, -2)).tolist()
         self._changed = [0] * len(log_probs)
         if step.changed is not None:
-            self._changed = (step.changed & rows.valid[..., None]).sum((-1, -2)).tolist()
+            self._changed = (step.changed.cpu() & valid[..., None]).sum((-1, -2)).tolist()
         self._choices, self._layers = step.choices, lm.shape.moe_layers
         self._trace: list[tuple[float, float]] | None = None
         if trace:
