@@ -1,7 +1,12 @@
-"""The pages run: every Python block of a page is executed in order, in one namespace, and its commands exist."""
+"""The pages run: every Python block of a page is executed in order, in one namespace, and its commands exist.
+
+A `text` block is what the Python block before it prints.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import re
 import shlex
@@ -78,10 +83,15 @@ def test_the_python_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     namespace: dict[str, object] = {"__name__": "__page__"}
+    printed = io.StringIO()
     for block in blocks(page.read_text()):
         if block.language == "python":
             source = "\n" * block.line + block.body
-            exec(compile(source, str(page), "exec"), namespace)
+            printed = io.StringIO()
+            with contextlib.redirect_stdout(printed):
+                exec(compile(source, str(page), "exec"), namespace)
+        elif block.language == "text":
+            assert block.body.split() == printed.getvalue().split(), f"what line {block.line} shows is not printed"
 
 
 def test_the_example_of_the_readme_can_be_pasted_into_python(tmp_path: Path) -> None:
