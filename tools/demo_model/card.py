@@ -48,11 +48,11 @@ files in this folder (stored in float16). Seed 0 is the packaged model; other se
 
 ## Why voting helps here: a mix of two styles, made on purpose
 Behind `A: Let's think step by step.` {terse:.0f}% of the training documents of the last stage solve the problem
-tersely (products in one go), the others in detail (place by place). Greedy decoding follows the terse style in
-{greedy_terse}% of the validation problems. Of the samples at T = 0.7, {sample_terse}% are terse and {terse_right}% of
-those are right; of the detailed ones {detailed_right}% are right, and right answers agree where errors scatter. Asked
-for detail, the same model is right in {in_detail}% greedily: without the mix there would be little for a vote to gain.
-So the gain of voting is built in, and so is that of chain of thought ({direct:.0f}% of the documents answer directly).
+briefly (each operation in one go), the others in detail (place by place). Greedy decoding takes the brief style in
+{greedy_terse:.1f}% of the validation problems. Of the samples at T = 0.7, {sample_terse:.1f}% are brief, and
+{terse_right:.1f}% of those are right; of the detailed ones {detailed_right:.1f}% are right, and right answers agree
+where errors scatter. Asked for detail by name, the same model is right in {in_detail:.1f}% greedily. So the gain of
+voting is built in, and so is that of chain of thought ({direct:.0f}% of the documents answer directly).
 
 RoE was no part of the choice of this recipe. The model is here to show RoE's machinery and cost; no gain is claimed.
 

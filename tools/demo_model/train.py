@@ -56,7 +56,7 @@ RECIPES = {
             Stage("easy", 350, Mix(levels=(1, 0, 0), drills=0.4, direct=0.1, detail=0.4, terse=0.2, packed=0.02)),
             Stage("middle", 450, Mix(levels=(2, 6, 2), drills=0.3, direct=0.1, detail=0.4, terse=0.2)),
             Stage("hard", 750, Mix(levels=(1, 2, 7), drills=0.15, direct=0.1, detail=0.4, terse=0.3)),
-            Stage("mix", 1000, Mix(levels=(0, 1, 9), drills=0.2, direct=0.1, detail=0.1, terse=0.65, brief=True)),
+            Stage("mix", 650, Mix(levels=(0, 1, 9), drills=0.15, direct=0.1, detail=0.1, terse=0.45, brief=True)),
         ),
     ),
     "mixtral": Recipe(
