@@ -74,21 +74,28 @@ def beam_search(lm: ToyModel, prompt: tuple[int, ...], new: int, width: int) -> 
     return ended
 
 
+FLAT = {"spelling": "", "moe_layers": 1, "sharpness": 0.5}
+SEARCHED = {
+    "beams change places": ToyModel(("a", "b", "1"), **FLAT, suppressed_ids=(END,)),
+    "the first to end is often the best": ToyModel(("a", "b", "1"), **FLAT),
+    "the first to end is often not the best": ToyModel(("a", "b", "1"), spelling="", moe_layers=3, sharpness=4.0),
+}
+
+
 @pytest.mark.parametrize("width", [1, 2, 3, 100])
-@pytest.mark.parametrize("suppressed", [(), (END,)])
-def test_beams_equal_brute_force(run: Any, beams: Any, width: int, suppressed: tuple[int, ...]) -> None:
-    """On a nearly flat model, where beams change places; wide enough, the search finds the best of all."""
-    flat = ToyModel(("a", "b", "1"), spelling="", moe_layers=1, sharpness=0.5, suppressed_ids=suppressed)
+@pytest.mark.parametrize("model", SEARCHED.values(), ids=SEARCHED)
+def test_beams_equal_brute_force(run: Any, beams: Any, width: int, model: ToyModel) -> None:
+    """Wide enough, the search finds the best continuation of all."""
     new = 3 if width == 100 else 6
-    done = run([ask(p, new) for p in PROMPTS], beams(width), model=flat, batch_size=2)
+    done = run([ask(p, new) for p in PROMPTS], beams(width), model=model, batch_size=2)
     for prompt, completion in zip(PROMPTS, done, strict=True):
         [found] = completion.candidates
-        ended = beam_search(flat, prompt, new, width)
+        ended = beam_search(model, prompt, new, width)
         wanted = max(ended, key=lambda ids: ended[ids])
         assert found.token_ids == wanted
         assert found.log_prob == pytest.approx(ended[wanted], abs=1e-5)
-        if width == 100 and not suppressed:
-            everything = flat.continuations(prompt, new)
+        if width == 100 and not model.suppressed_ids:
+            everything = model.continuations(prompt, new)
             assert everything[wanted] == max(everything.values())
 
 
@@ -276,9 +283,11 @@ def test_near_ties_are_counted(run: Any) -> None:
     assert completion.candidates[0].near_ties == 4
 
 
-def test_a_cancelled_ask_leaves_the_others_as_they_were(lm: ToyModel) -> None:
-    asks = [ask(p, 12, ("cancel", i), k=2) for i, p in enumerate(PROMPTS)]
-    backend = LocalBackend(lm, NOISY, MeanProbability(), Sample(1.0), batch_size=4)
+@pytest.mark.parametrize("width", [None, 3])
+def test_a_cancelled_ask_leaves_the_others_as_they_were(lm: ToyModel, beams: Any, width: int | None) -> None:
+    decoder = Sample(1.0) if width is None else beams(width)
+    asks = [ask(p, 4 + i, ("cancel", i), k=1 + i % 2) for i, p in enumerate(PROMPTS)]
+    backend = LocalBackend(lm, NOISY, MeanProbability(), decoder, batch_size=4)
     tickets = [backend.submit(a) for a in asks]
     done = {c.ticket: c for c in backend.advance()}
     running = [t for t in tickets if t not in done]
@@ -290,7 +299,7 @@ def test_a_cancelled_ask_leaves_the_others_as_they_were(lm: ToyModel) -> None:
         done |= {c.ticket: c for c in completions}
     assert set(done) == set(tickets) - cancelled
     for ticket, completion in done.items():
-        other = LocalBackend(lm, NOISY, MeanProbability(), Sample(1.0), batch_size=4)
+        other = LocalBackend(lm, NOISY, MeanProbability(), decoder, batch_size=4)
         other.submit(asks[ticket])
         assert other.advance()[0].candidates == completion.candidates
 
