@@ -210,6 +210,9 @@ NOT_YAML = [
     ("question: 2001-01-01\n", 1, "'2001-01-01' is not a text", "quotes"),
     ("question: 2001-99-99\n", 1, "'2001-99-99' is not a text", "quotes"),
     ("question: !!python/object:os.system x\n", 1, "is not a text", "quotes"),
+    ("question: !!bool maybe\n", 1, "'maybe' is not a text", "quotes"),
+    ("question: !!int ''\n", 1, "'' is not a text", "quotes"),
+    ("question: !!timestamp x\n", 1, "'x' is not a text", "quotes"),
     ("a: &x [*x]\n", 1, "more than 20 levels", "aliases"),
     ("a: &a [1,1,1,1,1,1,1,1,1,1]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b,*b]\n"
      "d: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c,*c]\ne: 1\n", 1, "5000 values", "aliases"),

@@ -177,7 +177,7 @@ class _Reader:
     def _scalar(self, node: yaml.Node) -> Any:
         try:
             value = self.loader.construct_object(node)
-        except (yaml.YAMLError, ValueError, TypeError, LookupError):
+        except Exception:  # PyYAML's constructors raise whatever their conversions raise
             value = ...
         if value is None or isinstance(value, str | bool | int | float):
             return value
