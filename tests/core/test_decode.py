@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections import Counter
@@ -381,6 +382,20 @@ def test_usage_says_what_ran(run: Any, lm: ToyModel) -> None:
     np.testing.assert_array_equal(usage.experts, np.stack(ran[2:]))
     assert (usage.prompt, usage.rows) == ((1, 2, 3), (1,) * len(found.token_ids))
     assert found.cost == usage.decode_cost(lm.shape)
+
+
+def test_the_experts_of_beams_are_joined(run: Any, beams: Any) -> None:
+    """A search wide enough to keep everything runs the experts of all texts of one length."""
+    model = SEARCHED["beams change places"]
+    [completion] = run([ask((1, 2), 3)], beams(100), model=model)
+    for length, found in enumerate(completion.usages[0].experts):
+        wanted = np.zeros_like(found)
+        for ids in itertools.product((1, 2, 3), repeat=length):
+            *before, last = (1, 2, *ids)
+            step = model.step(model.prefill([before]), torch.tensor([last]))
+            assert step.experts is not None
+            wanted |= np.packbits(step.experts[0, 0].numpy(), axis=-1)
+        np.testing.assert_array_equal(found, wanted)
 
 
 def test_rows_and_beams_are_billed(run: Any, lm: ToyModel, beams: Any) -> None:
