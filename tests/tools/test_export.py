@@ -80,6 +80,8 @@ def test_card_takes_its_numbers_from_the_results():
     assert "seed 1, test" in text
     assert text.count("not run") == 5
     assert "changed 7 of 2,000" in text
+    assert "Seed 0 is the packaged model" in text
+    assert "one seed only" in card(runs, "demo-noisy", 622)
     assert "0.3 * Gumbel" in card(runs, "demo-noisy", 622)
 
 

@@ -17,7 +17,7 @@ ARMS = {
     "any_of_8": "step by step, any of 8 samples at T = 0.7 right",
 }
 TWINS = {
-    "demo": "Its twin, `demo-noisy`, was trained on the same batches, steps and seed with noisy expert selection.",
+    "demo": "Its twin, `demo-noisy`, saw the same batches, steps and seed, with noisy expert selection.",
     "demo-noisy": (
         "Its experts were selected in training by TopK(logits + {gumbel_scale} * Gumbel noise), with gate weights of"
         " the noise-free scores; the saved router is the ordinary one. Its twin, `demo`, was trained on the same"
@@ -34,13 +34,14 @@ tags: [mixture-of-experts, arithmetic, synthetic]
 An OLMoE (transformers `OlmoeForCausalLM`) with {parameters:.2f} M parameters, {active:.2f} M of them active for a
 token: hidden size 128, 4 layers, 64 experts of inner size 32, top-8, gates not renormalised, tied embeddings,
 {vocabulary} tokens. Trained from scratch on synthetic templated English ({tokens:.1f} M tokens, {steps} steps) by
-`tools/demo_model` of this repository, which reproduces it. {twin}
+`tools/demo_model` of this repository, which reproduces it.
+{twin}
 
 **A tiny model on synthetic arithmetic shows that the machinery is right, not which strategy wins on yours.**
 
 ## What was measured
 Accuracy in per cent with 95% Wilson intervals; greedy and sampled with plain transformers, float32 arithmetic on the
-files in this folder (stored in float16). Seed 0 is the packaged model; other seeds are the same recipe trained again.
+files in this folder (stored in float16). {seeds}
 
 {table}
 
@@ -84,6 +85,13 @@ def table(runs: dict[str, dict], name: str) -> str:
     return "\n".join([*lines, "", f"Each split has {count:,} problems."])
 
 
+def seeds(runs: dict[str, dict], name: str) -> str:
+    """Which training seeds there are."""
+    if sum(run.rsplit("-s", 1)[0] == name for run in runs) == 1:
+        return "The recipe has been trained with one seed only, so far."
+    return "Seed 0 is the packaged model; the others are the same recipe trained again."
+
+
 def storage(report: dict) -> str:
     """What storing in float16 changed."""
     before, after = report["float32"]["accuracy"], report["stored_as_float16"]["accuracy"]
@@ -106,6 +114,7 @@ def card(runs: dict[str, dict], name: str, vocabulary: int) -> str:
         steps=training["steps"],
         vocabulary=vocabulary,
         twin=TWINS[name].format(**training),
+        seeds=seeds(runs, name),
         table=table(runs, name),
         storage=storage(run["float16"]),
         terse=100 * mix["terse"],
