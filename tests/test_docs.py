@@ -99,6 +99,18 @@ def test_the_example_of_the_readme_can_be_pasted_into_python(tmp_path: Path) -> 
     assert run_python(tmp_path, "-c", "\n".join(code)).strip()
 
 
+def without_seconds(output: str) -> list[list[str]]:
+    """The words of every line; rows of the table without their last column, which differs from run to run."""
+    rows = re.sub(r"^( *\w+ +[\d.]+% .*?)\S+ *$", r"\1", output, flags=re.MULTILINE)
+    return [line.split() for line in rows.splitlines() if line.strip()]
+
+
+@pytest.mark.slow
+def test_the_readme_shows_what_the_demo_prints(tmp_path: Path) -> None:
+    [shown] = [block.body for block in blocks(PAGES[0].read_text()) if block.language == "text"]
+    assert without_seconds(run_tokenscale(tmp_path, ["demo"])) == without_seconds(shown)
+
+
 @pytest.mark.parametrize(("page", "words"), commands(), ids=lambda value: value if isinstance(value, str) else value[0])
 def test_the_commands_of_a_page_exist(page: str, words: list[str], tmp_path: Path) -> None:
     if words[0] in RUN_FOR_REAL:
