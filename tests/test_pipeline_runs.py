@@ -176,3 +176,9 @@ def test_notes_say_when_chance_changes_nothing(decoder: Stage, tau: float, expec
     # Without a vote there is nothing to compare.
     [single] = Pipeline(RoE(n=2, tau=1.0), Greedy()).run(TOY, ["Q: 1"], max_new_tokens=8)
     assert single.notes == ()
+
+
+def test_without_a_vote_the_answer_is_the_texts_number() -> None:
+    results = Pipeline(ChainOfThought("7 = 7")).run(TOY, QUESTIONS, max_new_tokens=12)
+    assert [r.answer for r in results] == [extract(r.text) for r in results]
+    assert any(r.answer is not None for r in results)

@@ -29,6 +29,7 @@ from tokenscale.core.strategy import (
     require_stage,
     set_composer,
 )
+from tokenscale.sequence_level.answers import extract
 from tokenscale.token_level.decoders import Greedy, Sample
 from tokenscale.token_level.plain import Plain
 
@@ -183,11 +184,13 @@ class Pipeline(Composable):
         return [self.with_notes(result) for result in results]
 
     def with_notes(self, result: Result) -> Result:
-        """A result of this pipeline with what the token level has to say about it."""
+        """A result of this pipeline with the token level's notes and, where nothing was voted, the text's number."""
         notes = self.proposer.notes(result.routing)
         if not self.decoder.random and len(result.candidates) > 1:
             notes += _alike(result, self)
-        return replace(result, notes=(*result.notes, *notes))
+        voted = any(stage.kind is Kind.CHOOSING for stage in self.strategies)
+        answer = result.answer if voted else extract(result.text)
+        return replace(result, answer=answer, notes=(*result.notes, *notes))
 
 
 set_composer(lambda inner, outer: Pipeline(inner, outer))
