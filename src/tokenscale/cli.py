@@ -93,9 +93,13 @@ def _plain_warnings() -> Iterator[None]:
 @guarded("nothing was kept; run `tokenscale demo` again, or give --out DIR to be able to go on")
 def demo(out: Out = None, as_json: Json = False) -> None:
     """Compare four strategies on the packaged demo model (about a minute)."""
+    import torch
+
     from tokenscale.recipe import Recipe
 
     recipe = Recipe.load(RECIPES / "quickstart.yaml")
+    # The demo model's products are too small to share between threads, which wait for each other on a busy machine.
+    torch.set_num_threads(1)
     if out is not None:
         _compare(recipe, out, as_json)
         return
