@@ -21,13 +21,13 @@ from tokenscale.core.decode import LocalBackend
 from tokenscale.core.errors import ArgumentError, CapabilityError, ModelError, PipelineError, PromptError
 from tokenscale.core.model import PLAIN, RowPlan, State, Step
 from tokenscale.core.noise import Stream
-from tokenscale.core.strategy import Choice, Decoder, TokenProposer
+from tokenscale.core.strategy import Choice, Decoder, Rows, TokenProposer
 from tokenscale.models.toy import ToyModel
 from tokenscale.testing import check_backend
 from tokenscale.token_level.aggregators import MeanProbability
 from tokenscale.token_level.decoders import Greedy, Sample
 from tokenscale.token_level.plain import Plain
-from tokenscale.token_level.roe import RoE
+from tokenscale.token_level.roe import RoE, RoEProposals
 
 FALSE_ALARM = 1e-4
 END = 0
@@ -357,6 +357,38 @@ def test_traces_describe_every_token(run: Any, lm: ToyModel) -> None:
     assert trace.entropy[0] == pytest.approx(-(np.exp(exact) * exact).sum(), abs=1e-6)
     assert trace.disagreement == pytest.approx([0.0] * len(trace.rows), abs=1e-6)
     assert run([ask()])[0].candidates[0].trace is None
+
+
+def test_padding_rows_count_for_nothing(run: Any) -> None:
+    """Four rows of which the last is padding are the three rows of a smaller n."""
+
+    class Padded(RoEProposals):
+        """The last row is not valid, and not a number."""
+
+        def propose(self, tokens: torch.Tensor) -> tuple[Rows, Step]:
+            rows, step = super().propose(tokens)
+            rows.logits[:, -1] = float("nan")
+            rows.valid[:, -1] = False
+            return rows, step
+
+        def select(self, index: Any) -> RoEProposals:
+            return Padded(self._lm, self._tau, self._state.select(index), [self._readers[i] for i in index])
+
+    @dataclass(frozen=True)
+    class PaddedRoE(RoE):
+        """RoE with a row too many."""
+
+        def start(self, *arguments: Any) -> RoEProposals:
+            started = super().start(*arguments)
+            assert isinstance(started, RoEProposals)
+            return Padded(started._lm, started._tau, started._state, started._readers)
+
+    [few] = run([ask(k=3)], Sample(1.0), replace(NOISY, n=3), trace=True, batch_size=3)
+    [padded] = run([ask(k=3)], Sample(1.0), PaddedRoE(4, NOISY.tau, NOISY.clean_layers), trace=True, batch_size=3)
+    for one, other in zip(few.candidates, padded.candidates, strict=True):
+        assert (one.token_ids, one.log_probs, one.cost) == (other.token_ids, other.log_probs, other.cost)
+        assert one.trace == other.trace
+        assert one.routing.changed == other.routing.changed
 
 
 def test_a_dense_model_has_no_expert_counts(run: Any) -> None:

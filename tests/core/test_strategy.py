@@ -74,12 +74,11 @@ def test_equal_prompts_start_from_one_prefill() -> None:
             return super().prefill(prompts)
 
     lm = Counting()
-    prompts = [(1, 2), (3, 4, 5), (1, 2), (1, 3)]
+    prompts = [(1, 2), (3, 4, 5), (1, 2), (4, 3), (3, 4, 5)]
     state = start_all(lm, prompts)
-    # (1, 2) and (1, 3) differ in the token that is not prefilled; they count as two prompts.
     assert prefilled == [3]
-    assert state.lengths == [1, 2, 1, 1]
-    step = lm.step(state, torch.tensor([2, 5, 2, 3]))
+    assert state.lengths == [1, 2, 1, 1, 2]
+    step = lm.step(state, torch.tensor([2, 5, 2, 3, 5]))
     for prompt, logits in zip(prompts, step.logits[:, 0], strict=True):
         wanted = torch.from_numpy(lm.exact_log_probs(prompt)).float()
         torch.testing.assert_close(logits.log_softmax(-1), wanted, rtol=0, atol=1e-6)

@@ -58,6 +58,15 @@ def test_small_probabilities_are_not_rounded_to_zero() -> None:
     assert MeanProbability().aggregate(all_valid(logits))[0, 1].item() == pytest.approx(-200.0)
 
 
+@pytest.mark.parametrize("aggregator", [MeanProbability(), MeanLogit()])
+def test_a_large_constant_costs_no_precision(aggregator: MeanProbability | MeanLogit) -> None:
+    """float32 holds quarters up to 2^22, so the shifted logits are exact; sums of them would not be."""
+    quarters = torch.randint(-40, 40, (2, 3, 9), generator=torch.Generator().manual_seed(0)) / 4
+    shift = 2.0**21 * torch.tensor([1.0, -1.0, 1.0])[:, None]
+    found = aggregator.aggregate(all_valid(quarters + shift))
+    torch.testing.assert_close(found, aggregator.aggregate(all_valid(quarters)), rtol=0, atol=1e-5)
+
+
 def test_a_token_that_one_row_forbids() -> None:
     logits = torch.tensor([[[0.0, float("-inf")], [0.0, 0.0]]])
     assert MeanProbability().aggregate(all_valid(logits)).exp()[0].tolist() == pytest.approx([0.75, 0.25])

@@ -131,10 +131,13 @@ def _equals_the_oracle(aggregator: Aggregator, case: Case) -> None:
 def _is_stable_in_half_precision(aggregator: Aggregator, case: Case) -> None:
     wanted = aggregator.aggregate(case.rows)
     for dtype, roundoff in UNIT_ROUNDOFF.items():
-        found = aggregator.aggregate(Rows(case.rows.logits.to(dtype), case.rows.valid))
+        rounded = Rows(case.rows.logits.to(dtype), case.rows.valid)
+        found = aggregator.aggregate(rounded)
+        widened = aggregator.aggregate(Rows(rounded.logits.float(), case.rows.valid))
         # Rounding moves a logit by at most roundoff * LARGEST, and a log-softmax by at most twice that.
         expect(found.dtype == torch.float32, f"float32 from {dtype}")
         expect_close(found, wanted, 2 * roundoff * LARGEST + ATOL, f"{dtype} logits within rounding")
+        expect_close(found, widened, ATOL, f"{dtype} logits are computed with in float32")
 
 
 def _is_pure(aggregator: Aggregator, case: Case) -> None:

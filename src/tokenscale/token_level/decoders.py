@@ -88,7 +88,8 @@ class Sample(Decoder):
         scaled, cut_margin = self._truncate(log_probs[:, 0].double() / self.temperature)
         ends = torch.softmax(scaled, -1).cumsum(-1)
         total = ends[:, -1]
-        target = torch.minimum(uniforms * total, torch.nextafter(total, torch.zeros_like(total)))
+        # Below `total` even for the largest uniform number, 1 - 2^-53: the product rounds down.
+        target = uniforms * total
         tokens = torch.searchsorted(ends, target[:, None], right=True)
         end = ends.gather(-1, tokens)[:, 0]
         start = torch.where(tokens > 0, ends.gather(-1, (tokens - 1).clamp_min(0)), 0.0)[:, 0]
