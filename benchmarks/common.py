@@ -13,7 +13,7 @@ import torch
 import transformers
 
 
-def random_olmoe() -> Any:
+def random_olmoe(experts: str = "grouped_mm") -> Any:
     """A random OLMoE: hidden 512, 8 layers, 64 experts of inner size 256, top-8, 8 heads, float32, sdpa."""
     config = transformers.OlmoeConfig(
         vocab_size=8192,
@@ -29,7 +29,7 @@ def random_olmoe() -> Any:
     )
     torch.manual_seed(0)
     model = transformers.OlmoeForCausalLM._from_config(
-        config, attn_implementation="sdpa", experts_implementation="grouped_mm", dtype=torch.float32
+        config, attn_implementation="sdpa", experts_implementation=experts, dtype=torch.float32
     )
     return model.eval()
 

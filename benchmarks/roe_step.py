@@ -45,10 +45,18 @@ class Step:
         self.proposals.state.cache.commit(-1)
 
     @property
-    def kv(self) -> dict[str, float]:
-        """Bytes held by the cache, and bytes that one column takes."""
+    def kv_bytes(self) -> int:
+        """Memory that the cache holds."""
         assert isinstance(self.proposals.state, CleanState)
-        return {"held": self.proposals.state.cache.kv_bytes}
+        return self.proposals.state.cache.kv_bytes
+
+    def distinct_experts(self) -> float:
+        """Mean number of experts per layer that the rows of one step run."""
+        _, record = self.proposals.propose(torch.tensor([7]))
+        assert isinstance(self.proposals.state, CleanState)
+        self.proposals.state.cache.commit(-1)
+        assert record.experts is not None
+        return float(record.experts.any(1).sum(-1).float().mean())
 
 
 class Forwards:
@@ -71,7 +79,7 @@ class Forwards:
 
 
 class OwnCaches:
-    """One forward of a batch of n sequences with a cache each, by transformers alone."""
+    """One forward of n equal sequences with a cache each, by transformers alone: all run the same experts."""
 
     def __init__(self, model: Any, n: int) -> None:
         self.model = model
@@ -92,18 +100,25 @@ def steps(model: Any, n: int, rounds: int) -> dict[str, Any]:
     arms = {
         f"RoE step, n = {n}": ours,
         f"{n} forwards in turn": Forwards(model, n),
-        f"batch of {n} with caches of their own": OwnCaches(model, n),
+        f"batch of {n} equal sequences, no noise": OwnCaches(model, n),
         "one forward": Forwards(model, 1),
     }
     seconds = interleaved(arms, rounds)
     first, turn, batch, one = arms
+    shape, loads = ts.wrap(model).shape, ours.distinct_experts()
+    fixed = shape.dense_bytes + CONTEXT * shape.kv_bytes
+    layer = shape.moe_layers * shape.expert_bytes
     return {
         "milliseconds": {name: round(1e3 * statistics.median(values), 1) for name, values in seconds.items()},
         f"times faster than {n} forwards": ratio(seconds, turn, first),
-        f"times faster than a batch of {n}": ratio(seconds, batch, first),
+        f"times faster than a batch of {n} equal sequences": ratio(seconds, batch, first),
         "cost in single forwards": ratio(seconds, first, one),
-        "kv_bytes held, n": ours.kv["held"],
-        "kv_bytes held, n = 1": alone.kv["held"],
+        "distinct experts per layer, n rows": loads,
+        f"times fewer bytes to read than {n} forwards": round(
+            n * (fixed + shape.top_k * layer) / (fixed + loads * layer), 2
+        ),
+        "kv_bytes held, n": ours.kv_bytes,
+        "kv_bytes held, n = 1": alone.kv_bytes,
     }
 
 
@@ -138,10 +153,11 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--experts", default="grouped_mm", help="transformers' experts implementation")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    model = random_olmoe()
+    model = random_olmoe(options.experts)
     model.generation_config.eos_token_id = None  # every run decodes the same number of tokens
     result = {
         "machine": machine(),
