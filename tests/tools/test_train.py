@@ -20,13 +20,13 @@ def tokenizer_folder(small_tokenizer, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("noisy", [False, True])
+@pytest.mark.parametrize("scale", [0.0, 0.3])
 @pytest.mark.parametrize("interrupted", [2, 3, 4])
-def test_a_resumed_run_equals_an_uninterrupted_one(tokenizer_folder, tmp_path, noisy, interrupted):
-    whole = Run(RECIPE, 0, noisy, tokenizer_folder)
+def test_a_resumed_run_equals_an_uninterrupted_one(tokenizer_folder, tmp_path, scale, interrupted):
+    whole = Run(RECIPE, 0, scale, tokenizer_folder)
     train(whole, tmp_path / "whole", RECIPE.steps)
-    train(Run(RECIPE, 0, noisy, tokenizer_folder), tmp_path / "parts", interrupted)
-    resumed = Run(RECIPE, 0, noisy, tokenizer_folder)
+    train(Run(RECIPE, 0, scale, tokenizer_folder), tmp_path / "parts", interrupted)
+    resumed = Run(RECIPE, 0, scale, tokenizer_folder)
     resumed.load(tmp_path / "parts" / "checkpoint.pt")
     assert resumed.step == interrupted
     train(resumed, tmp_path / "parts", RECIPE.steps)
@@ -37,40 +37,40 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tokenizer_folder, tmp_path, n
 
 
 def test_checkpoints_at_the_ends_of_stages(tokenizer_folder, tmp_path):
-    run = Run(RECIPE, 0, False, tokenizer_folder)
+    run = Run(RECIPE, 0, 0.0, tokenizer_folder)
     train(run, tmp_path, RECIPE.steps)
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint.pt", "checkpoint-one.pt", "checkpoint-two.pt"}
-    middle = Run(RECIPE, 0, False, tokenizer_folder)
+    middle = Run(RECIPE, 0, 0.0, tokenizer_folder)
     middle.load(tmp_path / "checkpoint-one.pt")
     assert middle.step == 3
     assert summary(run)["steps"] == 6
 
 
 def test_only_what_is_still_to_come_may_change(tokenizer_folder, tmp_path):
-    train(Run(RECIPE, 0, False, tokenizer_folder), tmp_path, 3)
+    train(Run(RECIPE, 0, 0.0, tokenizer_folder), tmp_path, 3)
     one, two = RECIPE.stages
     longer = replace(RECIPE, stages=(one, replace(two, steps=5, mix=replace(EASY_MIX, terse=0.9))))
-    resumed = Run(longer, 0, False, tokenizer_folder)
+    resumed = Run(longer, 0, 0.0, tokenizer_folder)
     resumed.load(tmp_path / "checkpoint-one.pt")
     train(resumed, tmp_path / "longer", longer.steps)
     assert resumed.step == 8
     for other in (replace(RECIPE, rate=1.0), replace(RECIPE, stages=(replace(one, steps=4), two))):
         with pytest.raises(ValueError, match=r"the checkpoint's (rate|stage one) is .* train from the start"):
-            Run(other, 0, False, tokenizer_folder).load(tmp_path / "checkpoint-one.pt")
+            Run(other, 0, 0.0, tokenizer_folder).load(tmp_path / "checkpoint-one.pt")
 
 
 def test_a_run_depends_on_its_seed_and_on_noise(tokenizer_folder, tmp_path):
     weights = []
-    for seed, noisy in ((0, False), (1, False), (0, True)):
-        run = Run(RECIPE, seed, noisy, tokenizer_folder)
-        train(run, tmp_path / f"{seed}{noisy}", 2)
+    for seed, scale in ((0, 0.0), (1, 0.0), (0, 0.3)):
+        run = Run(RECIPE, seed, scale, tokenizer_folder)
+        train(run, tmp_path / f"{seed}-{scale}", 2)
         weights.append(run.model.model.layers[0].mlp.gate.weight.detach().clone())
     assert not torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
 
 
 def test_cross_entropy_in_parts_is_that_of_the_whole(tokenizer_folder, monkeypatch):
-    run = Run(RECIPE, 0, False, tokenizer_folder)
+    run = Run(RECIPE, 0, 0.0, tokenizer_folder)
     rng = torch.Generator().manual_seed(0)
     documents = [
         (torch.randint(2, 200, (length,), generator=rng).tolist(), torch.rand(length, generator=rng).tolist())
@@ -92,7 +92,7 @@ def test_cross_entropy_in_parts_is_that_of_the_whole(tokenizer_folder, monkeypat
 
 
 def test_loss_is_the_weighted_cross_entropy(tokenizer_folder):
-    run = Run(RECIPE, 0, False, tokenizer_folder)
+    run = Run(RECIPE, 0, 0.0, tokenizer_folder)
     batch = pad([([5, 6, 7, 8], [1.0, 0.1, 0.0, 1.0]), ([9, 5], [0.1, 0.5])], run.tokenizer.pad_token_id)
     expected = 0.0
     for tokens, weighted in (([5, 6, 7, 8], {1: 0.1, 3: 1.0}), ([9, 5], {1: 0.5})):
@@ -114,7 +114,7 @@ def test_learning_rate_warms_up_holds_and_decays(recipe):
 
 def test_a_step_lowers_the_loss_on_its_own_batch(tokenizer_folder):
     # The optimizers hold every parameter once and push in the right direction.
-    run = Run(replace(RECIPE, warm_up=1, rate=1e-3), 0, False, tokenizer_folder)
+    run = Run(replace(RECIPE, warm_up=1, rate=1e-3), 0, 0.0, tokenizer_folder)
     held = [p for optimizer in run.optimizers for group in optimizer.param_groups for p in group["params"]]
     assert {id(p) for p in held} == {id(p) for p in run.model.parameters()}
     assert len(held) == len(list(run.model.parameters()))

@@ -11,13 +11,14 @@ One thread (more are no faster), float32.
 import argparse
 import json
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from tools.demo_model.batches import Batch, Stage, stream
 from tools.demo_model.documents import Mix
@@ -114,13 +115,13 @@ def parts(batch: Batch) -> list[Batch]:
 class Run:
     """A model in training: everything that a checkpoint holds."""
 
-    def __init__(self, recipe: Recipe, seed: int, noisy: bool, tokenizer_folder: Path):
-        self.recipe, self.seed, self.noisy = recipe, seed, noisy
+    def __init__(self, recipe: Recipe, seed: int, scale: float, tokenizer_folder: Path):
+        self.recipe, self.seed, self.scale = recipe, seed, scale
         self.tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
         torch.manual_seed(seed)
         self.model = build(recipe.model, len(self.tokenizer), self.tokenizer.pad_token_id, self.tokenizer.eos_token_id)
         self.noise = torch.Generator().manual_seed(seed)
-        self.routers = install_routers(self.model, GUMBEL_SCALE if noisy else 0.0, self.noise)
+        self.routers = install_routers(self.model, scale, self.noise)
         install_experts(self.model)
         self.optimizers = optimizers(self.model, recipe)
         self.step, self.tokens, self.seconds = 0, 0, 0.0
@@ -168,13 +169,16 @@ class Run:
         return total
 
 
-def train(run: Run, out: Path, last: int, every: int = 150) -> None:
+Stream = Callable[[tuple[Stage, ...], int, int, int, PreTrainedTokenizerFast], Iterator[tuple[Stage, Batch]]]
+
+
+def train(run: Run, out: Path, last: int, every: int = 150, batches: Stream = stream) -> None:
     """Trains to step ``last``; logs each 50 steps, writes a checkpoint each ``every`` and at a stage's end."""
     out.mkdir(parents=True, exist_ok=True)
     recent: list[float] = []
     ends = {sum(s.steps for s in run.recipe.stages[: i + 1]): s.name for i, s in enumerate(run.recipe.stages)}
     before = time.monotonic()
-    for stage, batch in stream(run.recipe.stages, run.step, run.seed, run.recipe.batch, run.tokenizer):
+    for stage, batch in batches(run.recipe.stages, run.step, run.seed, run.recipe.batch, run.tokenizer):
         if run.step >= last:
             break
         recent.append(run.update(batch))
@@ -195,7 +199,7 @@ def summary(run: Run) -> dict:
     """What the model card and results.json say about the run."""
     total, active = parameter_counts(run.model)
     return {
-        "model": run.recipe.model, "seed": run.seed, "gumbel_scale": GUMBEL_SCALE if run.noisy else 0.0,
+        "model": run.recipe.model, "seed": run.seed, "gumbel_scale": run.scale,
         "parameters": total, "active_parameters": active, "steps": run.step, "tokens": run.tokens,
         "seconds": round(run.seconds), "recipe": asdict(run.recipe), "curve": run.curve,
     }  # fmt: skip
@@ -215,7 +219,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     recipe = RECIPES[options.model]
-    run = Run(recipe, options.seed, options.noisy, options.tokenizer)
+    run = Run(recipe, options.seed, GUMBEL_SCALE if options.noisy else 0.0, options.tokenizer)
     if options.resume or options.resume_from:
         run.load(options.resume_from or options.out / "checkpoint.pt")
     train(run, options.out, options.steps or recipe.steps)
