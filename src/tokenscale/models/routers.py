@@ -2,7 +2,8 @@
 
 Routers are found by class: transformers names them ``*TopKRouter``, and they return (logits R, gate
 weights, expert indices). What a class does with R is not read from its name but tried: its own
-forward must equal softmax, top-k and, perhaps, renormalisation of the gate weights.
+forward must choose TopK(R), without groups or biases, and its gate weights must be the softmax of R,
+perhaps renormalised over the chosen experts.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from tokenscale.core.errors import RoutingError
+from tokenscale.core.errors import ModelError, RoutingError
 from tokenscale.core.model import RowPlan
 
 
 @dataclass(frozen=True)
 class Router:
-    """One MoE layer's router. `renormalise` says whether gate weights sum to 1; None: not a softmax router."""
+    """One MoE layer's router. `renormalise`: whether gate weights sum to 1; None: not the softmax and top-k of R."""
 
     name: str
     module: nn.Module
@@ -39,15 +40,37 @@ def find_routers(model: nn.Module) -> list[Router]:
 
 @torch.no_grad()
 def probe(name: str, module: nn.Module) -> Router:
-    """Learns experts, top-k and the rule of the gate weights from 32 random hidden states."""
+    """Learns experts, top-k and the rule of the gate weights from 32 random hidden states.
+
+    Raises ModelError for a router that does not map hidden states to logits, gate weights and indices.
+    """
     weight = next(module.parameters())
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(32, weight.shape[-1], generator=generator).to(weight.device, weight.dtype)
-    logits, weights, indices = module(hidden)
-    for renormalise in (False, True):
-        if torch.allclose(gates(logits, indices, renormalise), weights.float(), rtol=1e-2, atol=1e-6):
-            return Router(name, module, logits.shape[-1], indices.shape[-1], renormalise)
-    return Router(name, module, logits.shape[-1], indices.shape[-1], None)
+    try:
+        logits, weights, indices = module(hidden)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ModelError(
+            f"the router {name} ({type(module).__name__}) does not make logits, gate weights and expert indices of "
+            f"hidden states alone: {error}",
+            "use a model of another family, such as OLMoE, Mixtral, Qwen2-MoE or Qwen3-MoE",
+        ) from error
+    rules = [rule for rule in (False, True) if _follows(logits, weights, indices, rule)]
+    return Router(name, module, logits.shape[-1], indices.shape[-1], rules[0] if rules else None)
+
+
+def _follows(
+    logits: Float[Tensor, "*rows experts"],
+    weights: Float[Tensor, "*rows top_k"],
+    indices: Int[Tensor, "*rows top_k"],
+    renormalise: bool,
+) -> bool:
+    """Whether a router chose TopK(R), and weighed what it chose by `gates`."""
+    # Values, not indices: of logits that are equal, or become so in the router's softmax, either may be chosen.
+    chosen = logits.gather(-1, indices).sort(-1, descending=True).values.float()
+    top = logits.topk(indices.shape[-1], dim=-1).values.float()
+    weighed = torch.allclose(gates(logits, indices, renormalise), weights.float(), rtol=1e-2, atol=1e-6)
+    return weighed and torch.allclose(chosen, top, rtol=1e-5, atol=1e-6)
 
 
 def gates(
