@@ -101,6 +101,17 @@ def test_layers_without_plain_keys_are_refused() -> None:
         wrap(model)
 
 
+def test_latent_attention_is_refused() -> None:
+    """Its cache holds a compressed key, so keys and values of `kv_heads` heads would be billed in silence."""
+    from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
+
+    config = DeepseekV3Config(vocab_size=101, hidden_size=32, num_hidden_layers=2, first_k_dense_replace=0)
+    with torch.device("meta"):
+        model = DeepseekV3ForCausalLM(config).eval()
+    with pytest.raises(ModelError, match=r"(?s)not plain keys and values \(multi-head latent attention\).*fix: use"):
+        wrap(model)
+
+
 def test_routers_of_another_rule_have_no_noise() -> None:
     model = tiny("olmoe")
     router = model.model.layers[1].mlp.gate

@@ -14,10 +14,14 @@ ATTENTION_KINDS = {"full_attention", "sliding_attention"}
 
 
 def layer_windows(config: Any, name: str) -> list[int | None]:
-    """Each layer's sliding window, None for full attention; other layers are refused by name."""
+    """Each layer's sliding window, None for full attention; other layers are refused by name.
+
+    Latent attention too: it stores a compressed key, of which neither cost nor size is known here.
+    """
     layers = DynamicCache(config=config).layers
     foreign = {type(layer).__name__ for layer in layers} - {"DynamicLayer", "DynamicSlidingWindowLayer"}
     foreign |= set(getattr(config, "layer_types", None) or ()) - ATTENTION_KINDS
+    foreign |= {"multi-head latent attention"} if getattr(config, "kv_lora_rank", None) else set()
     if foreign or not layers:
         raise ModelError(
             f"{name} has layers whose state is not plain keys and values ({', '.join(sorted(foreign)) or 'unknown'})",
