@@ -7,6 +7,7 @@ import ast
 import inspect
 import re
 import sysconfig
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,15 @@ def library() -> Path:
     return Path(sysconfig.get_path("stdlib"))
 
 
+def parse(source: bytes) -> ast.Module:
+    """The tree of a source file; an empty one for templates and files kept in another language version."""
+    with warnings.catch_warnings(action="ignore"):  # as errors they would make a file unreadable
+        try:
+            return ast.parse(source)
+        except (SyntaxError, ValueError):
+            return ast.Module(body=[], type_ignores=[])
+
+
 def docstrings(tree: ast.Module) -> Iterator[str]:
     """The cleaned documentation strings of a module, its classes and its functions, in the source's order."""
     kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
@@ -48,11 +58,7 @@ def modules(folder: Path) -> Iterator[Document]:
         source = path.read_bytes()
         if OWN_TERMS.search(source.decode("utf-8", "replace")):
             continue
-        try:
-            tree = ast.parse(source)
-        except (SyntaxError, ValueError):  # templates and files kept in another language version
-            continue
-        pieces = tuple(docstrings(tree))
+        pieces = tuple(docstrings(parse(source)))
         if pieces:
             yield Document(".".join(inside.with_suffix("").parts), pieces)
 

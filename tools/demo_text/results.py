@@ -1,0 +1,66 @@
+"""Gathers training and evaluation into results.json: losses, and changes against the clean row with intervals.
+
+python -m tools.demo_text.results --runs build/demo_text
+"""
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+from tools.demo_model.results import machine
+
+RESULTS = Path(__file__).parent / "results.json"
+NAMES = ("demo-text", "demo-text-noisy")
+CONFIDENCE_95 = 1.959964  # standard errors
+
+
+def change(losses: list[float], clean: list[float], tokens: list[int]) -> tuple[float, float]:
+    """(mean change in nats per token, half width of its 95% interval), paired by document.
+
+    The mean is a ratio, sum d_i / sum m_i over documents of m_i tokens; its variance is that of the
+    linearised ratio, B/(B-1) sum (d_i - mean m_i)^2 / (sum m_i)^2 (Cochran, Sampling Techniques, 6.4).
+    """
+    differences = [a - b for a, b in zip(losses, clean, strict=True)]
+    total, count = sum(tokens), len(tokens)
+    mean = math.fsum(differences) / total
+    squares = math.fsum((d - mean * m) ** 2 for d, m in zip(differences, tokens, strict=True))
+    return mean, CONFIDENCE_95 * math.sqrt(count / (count - 1) * squares) / total
+
+
+def table(report: dict) -> dict:
+    """The rows of an evaluation with loss and change instead of losses by document."""
+    tokens, rows = report["tokens"], []
+    clean = next(row["losses"] for row in report["rows"] if row["n"] == 1)
+    for row in report["rows"]:
+        mean, half = change(row["losses"], clean, tokens)
+        kept = {key: value for key, value in row.items() if key not in ("losses", "seconds")}
+        rows.append({**kept, "loss": sum(row["losses"]) / sum(tokens), "change": mean, "half_width": half})
+    kept = {"data_sha256": report["data_sha256"], "seed": report["seed"]}
+    return {**kept, "documents": len(tokens), "tokens": sum(tokens), "rows": rows}
+
+
+def gather(runs: Path) -> dict[str, dict]:
+    """Per model: how it was trained, what storage changed, what was measured on the test split."""
+    found = {}
+    for name in NAMES:
+        read = {part: json.loads((runs / name / f"{part}.json").read_text()) for part in ("summary", "float16", "test")}
+        found[name] = {"training": read["summary"], "float16": read["float16"], "test": table(read["test"])}
+    plain, noisy = (json.loads((runs / name / "test.json").read_text()) for name in NAMES)
+    clean = [next(row["losses"] for row in report["rows"] if row["n"] == 1) for report in (plain, noisy)]
+    mean, half = change(clean[1], clean[0], plain["tokens"])
+    found["demo-text-noisy"]["clean_loss_above_twin"] = {"change": mean, "half_width": half}
+    return found
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=Path("build/demo_text"))
+    results = {"machine": machine(), "models": gather(parser.parse_args().runs)}
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    print(f"{', '.join(results['models'])} -> {RESULTS}")
+
+
+if __name__ == "__main__":
+    main()
