@@ -1,0 +1,113 @@
+"""RoE's held-out loss by plain transformers, without tokenscale: the second opinion on evaluate.py.
+
+    python -m tools.demo_text.reference --model src/tokenscale/models/checkpoints/demo-text --out reference.json
+
+A block of T tokens runs once clean. Its keys and values serve every noisy row, which runs the T tokens again:
+the row at position t attends to clean keys before t and to position t's own (or clean) key. Rows share no noise
+and n = 2 is the beginning of n = 16, so one pass of 16 rows gives every n. Noise is torch's, from one generator.
+"""
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import DynamicCache, PreTrainedModel
+
+from tools.demo_model.evaluate import load_model
+from tools.demo_model.experts import install_experts
+from tools.demo_model.model import TrainingRouter, install_routers
+from tools.demo_text.corpus import HELD_OUT, digest, read
+from tools.demo_text.evaluate import ROWS, TAUS, Configuration, document_losses, document_tokens
+from tools.demo_text.held_out import Block, blocks
+
+
+def row_mask(length: int, current_kv: str) -> Tensor:
+    """Additive ``[1, 1, T, 2 T]``: clean keys, then the row's own."""
+    position = torch.arange(length)
+    own = position[:, None] == position[None, :]
+    clean = position[:, None] > position[None, :]
+    if current_kv == "clean":
+        own, clean = torch.zeros_like(own), clean | own
+    visible = torch.cat((clean, own), dim=1)
+    return torch.zeros(visible.shape).masked_fill(~visible, torch.finfo(torch.float32).min)[None, None]
+
+
+def target_log_probs(logits: Tensor, ids: Tensor) -> Tensor:
+    """log p of each next token, ``[rows, T - 1]``."""
+    targets = ids[1:].expand(logits.shape[0], -1)
+    return -F.cross_entropy(logits[:, :-1].transpose(1, 2), targets, reduction="none")
+
+
+@torch.no_grad()
+def row_log_probs(
+    model: PreTrainedModel, routers: list[TrainingRouter], block: Block, tau: float, n: int, current_kv: str
+) -> Tensor:
+    """log p of the block's tokens in n rows, ``[n, T - 1]``; row 0 is clean."""
+    ids, length = torch.tensor(block.ids), len(block.ids)
+    for router in routers:
+        router.scale = 0.0
+    cache = DynamicCache(config=model.config)
+    clean = model(input_ids=ids[None], cache=cache, use_cache=True)
+    if n == 1:
+        return target_log_probs(clean.logits, ids)
+    for router in routers:
+        router.scale = tau
+    cache.batch_repeat_interleave(n - 1)
+    noisy = model(
+        input_ids=ids.expand(n - 1, -1),
+        cache=cache,
+        attention_mask=row_mask(length, current_kv).expand(n - 1, 1, -1, -1),
+        position_ids=torch.arange(length).expand(n - 1, -1),
+    )
+    return torch.cat((target_log_probs(clean.logits, ids), target_log_probs(noisy.logits, ids)))
+
+
+def measure(
+    model: PreTrainedModel, routers: list[TrainingRouter], found: list[Block], tau: float, current_kv: str, n: int
+) -> dict[int, list[float]]:
+    """Losses by document of every number of rows up to n: minus the log of the mean probability."""
+    scores: dict[int, list[list[float]]] = {count: [] for count in (1, *ROWS) if count <= n}
+    for block in found:
+        rows = row_log_probs(model, routers, block, tau, n, current_kv).double()
+        for count, kept in scores.items():
+            kept.append((rows[:count].logsumexp(0) - math.log(count)).tolist())
+    return {count: document_losses(kept, found) for count, kept in scores.items()}
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True, help="a folder, or a checkpoint of train.py")
+    parser.add_argument("--tokenizer", type=Path, default=Path("build/demo_text/tokenizer"))
+    parser.add_argument("--data", type=Path, default=HELD_OUT / "test.jsonl")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    model, tokenizer = load_model(options.model, options.tokenizer)
+    found = blocks(read(options.data), tokenizer)
+    noise = torch.Generator().manual_seed(options.seed)
+    routers = install_routers(model, 0.0, noise)
+    install_experts(model)
+    report = {"data_sha256": digest(options.data), "seed": options.seed, "tokens": document_tokens(found), "rows": []}
+    for current_kv in ("own", "clean"):
+        for tau in TAUS:
+            before = time.monotonic()
+            losses = measure(model, routers, found, tau, current_kv, max(ROWS))
+            seconds = time.monotonic() - before
+            for n, by_document in losses.items():
+                which = Configuration(n, tau if n > 1 else 0.0, current_kv if n > 1 else "own")
+                row = {**vars(which), "losses": by_document, "seconds": round(seconds, 1)}
+                if n > 1 or not report["rows"]:
+                    report["rows"].append(row)
+                print(f"{which} {sum(by_document) / sum(report['tokens']):.4f} {seconds:.0f} s", flush=True)
+            options.out.write_text(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()
