@@ -113,6 +113,9 @@ def test_a_streamer_hears_prompt_and_tokens() -> None:
     [
         ({}, {"stopping_criteria": StoppingCriteriaList([MaxTimeCriteria(5.0)])}, "stopping criteria MaxTimeCriteria"),
         ({"streamer": Streamer()}, {}, "a streamer takes one prompt, and 3 were given"),
+        ({}, {"num_beams": 3}, "num_beams=3: how tokens are chosen is the pipeline's alone"),
+        ({}, {"output_scores": True, "return_dict_in_generate": True}, "sequences alone, not what output_scores asks"),
+        ({}, {"prefix_allowed_tokens_fn": lambda row, ids: [20 + row]}, "tells 3 prompts apart by their row"),
     ],
 )
 def test_what_cannot_be_done_is_refused(method: dict[str, Any], options: dict[str, Any], message: str) -> None:

@@ -18,6 +18,7 @@ from tokenscale.models.hf import HFModel, wrap
 from tokenscale.pipeline import Pipeline
 
 OWN_CRITERIA = {"MaxLengthCriteria", "EosTokenCriteria", "StopStringCriteria"}
+UNKEPT = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
 
 
 def custom_generate(
@@ -39,7 +40,8 @@ def custom_generate(
     hence they are bound here.
 
     Raises CapabilityError for stopping criteria other than length, end token and stop strings, for
-    input embeddings, and for several prompts with a streamer.
+    input embeddings, for beams (they are the pipeline's to name), for scores, logits, attentions and
+    hidden states in the output, and for several prompts with a streamer or `prefix_allowed_tokens_fn`.
     """
     wrapped: list[HFModel] = []
 
@@ -51,7 +53,8 @@ def custom_generate(
         generation_config: Any = None,
         **model_kwargs: Any,
     ) -> Any:
-        _refuse(stopping_criteria, model_kwargs, input_ids, streamer)
+        _refuse(stopping_criteria, model_kwargs, generation_config)
+        _refuse_several(len(input_ids), logits_processor, streamer)
         if not wrapped or wrapped[0].model is not model:
             wrapped[:] = [wrap(model, tokenizer)]
         lm = wrapped[0]
@@ -75,7 +78,7 @@ def custom_generate(
     return decoding_method
 
 
-def _refuse(criteria: Any, model_kwargs: dict[str, Any], input_ids: Tensor, streamer: Any) -> None:
+def _refuse(criteria: Any, model_kwargs: dict[str, Any], generation_config: Any) -> None:
     foreign = {type(c).__name__ for c in criteria or ()} - OWN_CRITERIA
     if foreign:
         raise CapabilityError(
@@ -84,8 +87,26 @@ def _refuse(criteria: Any, model_kwargs: dict[str, Any], input_ids: Tensor, stre
         )
     if model_kwargs.get("inputs_embeds") is not None:
         raise CapabilityError("custom_generate takes no inputs_embeds", "pass input_ids")
-    if streamer is not None and len(input_ids) > 1:
-        raise CapabilityError(f"a streamer takes one prompt, and {len(input_ids)} were given", "pass them one by one")
+    if (generation_config.num_beams or 1) > 1:
+        message = f"num_beams={generation_config.num_beams}: how tokens are chosen is the pipeline's alone"
+        raise CapabilityError(message, "leave num_beams out, and name a decoder in the pipeline")
+    unkept = [name for name in UNKEPT if getattr(generation_config, name, None)]
+    if generation_config.return_dict_in_generate and unkept:
+        message = f"custom_generate returns sequences alone, not what {', '.join(unkept)} asks for"
+        raise CapabilityError(message, "leave it out; Pipeline.run(..., trace=True) keeps records of every token")
+
+
+def _refuse_several(prompts: int, processors: Any, streamer: Any) -> None:
+    """What is meant for one prompt only, or tells prompts apart by their row in the batch."""
+    if prompts == 1:
+        return
+    if streamer is not None:
+        raise CapabilityError(f"a streamer takes one prompt, and {prompts} were given", "pass them one by one")
+    if "PrefixConstrainedLogitsProcessor" in {type(p).__name__ for p in processors or ()}:
+        message = (
+            f"prefix_allowed_tokens_fn tells {prompts} prompts apart by their row in the batch, which changes here"
+        )
+        raise CapabilityError(message, "pass the prompts one by one")
 
 
 def _eos_ids(generation_config: Any) -> frozenset[int]:
