@@ -12,6 +12,7 @@ from tools.demo_model.results import machine
 
 RESULTS = Path(__file__).parent / "results.json"
 NAMES = ("demo-text", "demo-text-noisy")
+PARTS = ("summary", "float16", "reference")
 CONFIDENCE_95 = 1.959964  # standard errors
 
 
@@ -41,15 +42,16 @@ def table(report: dict) -> dict:
 
 
 def gather(runs: Path) -> dict[str, dict]:
-    """Per model: how it was trained, what storage changed, what was measured on the test split."""
-    found = {}
-    for name in NAMES:
-        read = {part: json.loads((runs / name / f"{part}.json").read_text()) for part in ("summary", "float16", "test")}
-        found[name] = {"training": read["summary"], "float16": read["float16"], "test": table(read["test"])}
-    plain, noisy = (json.loads((runs / name / "test.json").read_text()) for name in NAMES)
-    clean = [next(row["losses"] for row in report["rows"] if row["n"] == 1) for report in (plain, noisy)]
-    mean, half = change(clean[1], clean[0], plain["tokens"])
-    found["demo-text-noisy"]["clean_loss_above_twin"] = {"change": mean, "half_width": half}
+    """Per model: how it was trained, what storage changed, what was measured on the test split, in both ways."""
+    found: dict[str, dict] = {}
+    reports = {name: json.loads((runs / name / "test.json").read_text()) for name in NAMES}
+    for name, report in reports.items():
+        parts = {part: json.loads((runs / name / f"{part}.json").read_text()) for part in PARTS}
+        tables = {"test": table(report), "reference": table(parts["reference"])}
+        found[name] = {"training": parts["summary"], "float16": parts["float16"], **tables}
+    clean = [next(row["losses"] for row in report["rows"] if row["n"] == 1) for report in reports.values()]
+    mean, half = change(clean[1], clean[0], reports[NAMES[0]]["tokens"])
+    found[NAMES[1]]["clean_loss_above_twin"] = {"change": mean, "half_width": half}
     return found
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from tools.demo_model.train import Recipe, Run, summary, train
-from tools.demo_text.batches import TextStage, TextStream
+from tools.demo_text.batches import TextStage, TextStream, encode
 from tools.demo_text.corpus import digest, read
 
 GUMBEL_SCALE = 1.0  # of the noisy twin's expert selection; fixed by the plan before any result
@@ -37,8 +37,10 @@ def main() -> None:
     if options.resume:
         run.load(options.out / "checkpoint.pt")
     corpus = options.corpus / "train.jsonl"
-    train(run, options.out, options.steps or RECIPE.steps, every=50, batches=TextStream(read(corpus)))
-    report = {**summary(run), "corpus_sha256": digest(corpus)}
+    texts = read(corpus)
+    train(run, options.out, options.steps or RECIPE.steps, every=50, batches=TextStream(texts))
+    corpus_tokens = sum(map(len, encode(texts, run.tokenizer)))
+    report = {**summary(run), "corpus_sha256": digest(corpus), "corpus_tokens": corpus_tokens}
     (options.out / "summary.json").write_text(json.dumps(report, indent=1))
 
 

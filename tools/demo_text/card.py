@@ -1,0 +1,159 @@
+"""Writes the model cards of the text models from results.json.
+
+python -m tools.demo_text.card
+"""
+
+import json
+
+from tools.demo_model.card import CHECKPOINTS
+from tools.demo_text.evaluate import ROWS, TAUS
+from tools.demo_text.results import NAMES, RESULTS
+
+TWINS = {
+    "demo-text": "Its twin, `demo-text-noisy`, saw the same batches, steps and seed, with noisy expert selection.",
+    "demo-text-noisy": (
+        "Its experts were selected in training by TopK(logits + {gumbel_scale:g} * Gumbel noise), with gate weights of"
+        " the noise-free scores; the saved router is the ordinary one. Its twin, `demo-text`, was trained on the same"
+        " batches, steps and seed without noise."
+    ),
+}
+CARD = """---
+license: apache-2.0
+language: en
+tags: [mixture-of-experts, documentation]
+---
+# {name}: a tiny mixture-of-experts model for Python documentation
+
+An OLMoE (transformers `OlmoeForCausalLM`) with {parameters:.2f} M parameters, {active:.2f} M of them active for a
+token: hidden size 128, 4 layers, 64 experts of inner size 32, top-8, gates not renormalised, tied embeddings, a
+byte-level BPE of {vocabulary:,} entries. Trained from scratch with seed {seed} on the documentation strings and topics
+of Python 3.11's standard library ({tokens:.1f} M tokens in {steps} steps, about {passes:.0f} passes over the train
+split, windows of 256 tokens) by `tools/demo_text` of this repository, which reproduces it. The text is under the PSF
+licence.
+{twin}
+
+**A model this small writes the style of documentation and not its content. It is here so that changes of loss by
+token-level methods can be measured on natural text, not to show what they bring to a useful model.**
+
+## What was measured
+Loss in nats per token on the held-out test split ({documents} whole documents, {scored:,} tokens in blocks of at most
+255 behind an end token; no text shared with the train split), float32 arithmetic on the files in this folder.
+
+| model | loss of the clean model |
+|---|---|
+{losses}
+
+{twins}
+
+RoE with all layers noisy (`clean_layers=0`), clean cache, `current_kv="own"`, noise of seed {noise_seed}: change of the
+loss against the clean model, with half the width of its 95% interval (paired, by document). Negative is better.
+
+{table}
+
+{best}
+
+With `current_kv="clean"` and n = 8:
+
+{clean_table}
+
+{storage}
+
+{lesson}
+"""
+LESSON = """## How to read this
+An earlier trial on such text (same shape, 5 M tokens) saw a gain for the model trained with noise that peaked at tau
+0.5 and grew with n with diminishing returns, and for the plainly trained one next to none at small tau and a loss at
+larger ones. In that trial too the plainly trained twin was the better model in absolute terms, by more than RoE brought
+to the noisy one: which tau helps, and whether any does, depends on training, and training for noise cost more here
+than the noise gave back."""
+
+
+def clean(test: dict) -> dict:
+    """The row of the clean model."""
+    return next(row for row in test["rows"] if row["n"] == 1)
+
+
+def cells(test: dict, current_kv: str, clean_layers: int = 0) -> dict[tuple[int, float], dict]:
+    """Rows by (n, tau)."""
+    keys = {"current_kv": current_kv, "clean_layers": clean_layers}
+    return {(row["n"], row["tau"]): row for row in test["rows"] if row["n"] > 1 and keys.items() <= row.items()}
+
+
+def figure(row: dict) -> str:
+    """Change and half width."""
+    return f"{row['change']:+.4f} ± {row['half_width']:.4f}"
+
+
+def table(test: dict, current_kv: str, counts: tuple[int, ...]) -> str:
+    """One line an n, one column a tau."""
+    found = cells(test, current_kv)
+    lines = ["| n | " + " | ".join(f"tau {tau}" for tau in TAUS) + " |", "|---" * (1 + len(TAUS)) + "|"]
+    lines += [f"| {n} | " + " | ".join(figure(found[n, tau]) for tau in TAUS) + " |" for n in counts]
+    return "\n".join(lines)
+
+
+def best(test: dict) -> str:
+    """The best cell of the table, and whether its interval is below zero."""
+    row = min(cells(test, "own").values(), key=lambda row: row["change"])
+    where = f"The best of these {len(ROWS) * len(TAUS)} cells is n = {row['n']}, tau {row['tau']}: {figure(row)}"
+    if row["change"] + row["half_width"] < 0:
+        share = -100 * row["change"] / clean(test)["loss"]
+        return f"{where}, a gain of {share:.2f}% of the loss, picked on the test split itself."
+    return f"{where}: RoE does not gain on this model."
+
+
+def twins(results: dict[str, dict]) -> str:
+    """The clean losses of both, compared."""
+    found = results["demo-text-noisy"]["clean_loss_above_twin"]
+    amount = f"{abs(found['change']):.4f} ± {found['half_width']:.4f} nats per token"
+    if abs(found["change"]) < found["half_width"]:
+        return f"The two losses differ by {amount}, which may be chance."
+    better = "plainly trained twin" if found["change"] > 0 else "twin trained with noise"
+    return f"Without RoE the {better} is the better model, by {amount}."
+
+
+def storage(report: dict) -> str:
+    """What storing in float16 changed."""
+    return (
+        f"Storing the weights in float16 changed the loss on the validation split ({report['tokens']:,} tokens) from"
+        f" {report['float32']:.5f} to {report['stored_as_float16']:.5f}."
+    )
+
+
+def card(results: dict[str, dict], name: str, vocabulary: int) -> str:
+    """The model card of one packaged checkpoint."""
+    training, test = results[name]["training"], results[name]["test"]
+    losses = "\n".join(f"| {one} | {clean(results[one]['test'])['loss']:.4f} |" for one in NAMES)
+    return CARD.format(
+        name=name,
+        parameters=training["parameters"] / 1e6,
+        active=training["active_parameters"] / 1e6,
+        vocabulary=vocabulary,
+        seed=training["seed"],
+        tokens=training["tokens"] / 1e6,
+        steps=training["steps"],
+        passes=training["tokens"] / training["corpus_tokens"],
+        twin=TWINS[name].format(**training),
+        documents=test["documents"],
+        scored=test["tokens"],
+        losses=losses,
+        twins=twins(results),
+        noise_seed=test["seed"],
+        table=table(test, "own", ROWS),
+        best=best(test),
+        clean_table=table(test, "clean", (8,)),
+        storage=storage(results[name]["float16"]),
+        lesson=LESSON,
+    )
+
+
+def main() -> None:
+    """Writes both cards."""
+    results = json.loads(RESULTS.read_text())["models"]
+    for name in NAMES:
+        vocabulary = json.loads((CHECKPOINTS / name / "config.json").read_text())["vocab_size"]
+        (CHECKPOINTS / name / "README.md").write_text(card(results, name, vocabulary))
+
+
+if __name__ == "__main__":
+    main()
