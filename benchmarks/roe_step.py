@@ -18,7 +18,7 @@ from transformers import DynamicCache
 
 import tokenscale as ts
 from benchmarks.common import interleaved, machine, random_olmoe, ratio
-from tokenscale.models.clean_cache import CleanState
+from tokenscale.models.clean_cache import CleanCache, CleanState
 
 CONTEXT, TAU = 512, 1.0
 
@@ -41,22 +41,25 @@ class Step:
     def __call__(self) -> None:
         rows, _ = self.proposals.propose(torch.tensor([7]))
         self.aggregator.aggregate(rows)
-        assert isinstance(self.proposals.state, CleanState)
-        self.proposals.state.cache.commit(-1)
+        self.cache.commit(-1)
+
+    @property
+    def cache(self) -> CleanCache:
+        """The cache of the proposals."""
+        state = self.proposals._state
+        assert isinstance(state, CleanState)
+        return state.cache
 
     @property
     def kv_bytes(self) -> int:
         """Memory that the cache holds."""
-        assert isinstance(self.proposals.state, CleanState)
-        return self.proposals.state.cache.kv_bytes
+        return self.cache.kv_bytes
 
     def distinct_experts(self) -> float:
         """Mean number of experts per layer that the rows of one step run."""
-        _, record = self.proposals.propose(torch.tensor([7]))
-        assert isinstance(self.proposals.state, CleanState)
-        self.proposals.state.cache.commit(-1)
-        assert record.experts is not None
-        return float(record.experts.any(1).sum(-1).float().mean())
+        _, [work] = self.proposals.propose(torch.tensor([7]))
+        self.cache.commit(-1)
+        return float(work.experts.sum(-1).float().mean())
 
 
 class Forwards:

@@ -117,7 +117,7 @@ def test_the_bill_of_five_answers() -> None:
     assert cost.flops == pytest.approx(prefill + sum(steps), rel=1e-12)
     assert cost.flops == pytest.approx(prefill + sum(c.cost.flops for c in result.candidates), rel=1e-12)
     # Experts are a union in every step: fewer loads than the candidates' own, more than any one's.
-    loads = popcount(TOY.prefill([prompt[:-1]]).prefill_experts[0])
+    loads = popcount(TOY.prefill([prompt[:-1]]).prefills[0].experts)
     alone = [c.cost.expert_loads for c in result.candidates]
     assert max(alone) < cost.expert_loads - loads < sum(alone)
 

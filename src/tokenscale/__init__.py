@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tokenscale.core.backend import Backend as Backend
     from tokenscale.core.backend import Completion as Completion
+    from tokenscale.core.cost import Cached as Cached
     from tokenscale.core.cost import Cost as Cost
     from tokenscale.core.cost import ModelShape as ModelShape
+    from tokenscale.core.cost import Prefill as Prefill
     from tokenscale.core.cost import Usage as Usage
     from tokenscale.core.data import Ask as Ask
     from tokenscale.core.data import Candidate as Candidate
@@ -37,10 +39,13 @@ if TYPE_CHECKING:
     from tokenscale.core.errors import UnknownNameError as UnknownNameError
     from tokenscale.core.model import ROUTING_NOISE as ROUTING_NOISE
     from tokenscale.core.model import LanguageModel as LanguageModel
-    from tokenscale.core.model import RowPlan as RowPlan
     from tokenscale.core.model import State as State
-    from tokenscale.core.model import Step as Step
     from tokenscale.core.noise import Stream as Stream
+    from tokenscale.core.plan import Dropout as Dropout
+    from tokenscale.core.plan import Routing as Routing
+    from tokenscale.core.plan import RowPlan as RowPlan
+    from tokenscale.core.step import Step as Step
+    from tokenscale.core.step import Work as Work
     from tokenscale.core.strategy import Aggregator as Aggregator
     from tokenscale.core.strategy import Asks as Asks
     from tokenscale.core.strategy import Choice as Choice
@@ -51,6 +56,8 @@ if TYPE_CHECKING:
     from tokenscale.core.strategy import SequenceStrategy as SequenceStrategy
     from tokenscale.core.strategy import Stage as Stage
     from tokenscale.core.strategy import TokenProposer as TokenProposer
+    from tokenscale.core.strategy import all_valid as all_valid
+    from tokenscale.core.strategy import start_all as start_all
     from tokenscale.integrations.transformers import custom_generate as custom_generate
     from tokenscale.models.hf import HFModel as HFModel
     from tokenscale.models.hf import load as load
@@ -70,13 +77,16 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "core.backend": "Backend Completion",
-    "core.cost": "Cost ModelShape Usage",
+    "core.cost": "Cached Cost ModelShape Prefill Usage",
     "core.data": "Ask Candidate Prompt Result RoutingStats Trace",
     "core.errors": "ArgumentError CapabilityError ModelError PipelineError PromptError RecipeError RoutingError "
     "TokenscaleError TokenscaleWarning UnknownNameError",
-    "core.model": "LanguageModel ROUTING_NOISE RowPlan State Step",
+    "core.model": "LanguageModel ROUTING_NOISE State",
+    "core.plan": "Dropout Routing RowPlan",
+    "core.step": "Step Work",
     "core.noise": "Stream",
-    "core.strategy": "Aggregator Asks Choice Decoder Kind Proposals Rows SequenceStrategy Stage TokenProposer",
+    "core.strategy": "Aggregator Asks Choice Decoder Kind Proposals Rows SequenceStrategy Stage TokenProposer "
+    "all_valid start_all",
     "integrations.transformers": "custom_generate",
     "models.hf": "HFModel load wrap",
     "models.toy": "ToyModel",
@@ -96,8 +106,6 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME_OF:
         raise AttributeError(f"tokenscale has no {name!r}; known: {', '.join(sorted(_HOME_OF))}")
     importlib.import_module("tokenscale.pipeline")  # it says what `|` between two stages makes
-    # Says what `|` between stages makes; whoever has a stage needs it.
-    importlib.import_module("tokenscale.pipeline")
     value = getattr(importlib.import_module(f"tokenscale.{_HOME_OF[name]}"), name)
     globals()[name] = value
     return value

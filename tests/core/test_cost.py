@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenscale.core.cost import Cost, Ledger, ModelShape, Usage
+from tokenscale.core.cost import Cached, Cost, Lane, Ledger, ModelShape, Prefill, Usage
 
 SHAPE = ModelShape(
     dense_flops=100,
@@ -36,6 +36,20 @@ def packed(marks: list[list[set[int]]]) -> np.ndarray:
     return np.packbits(bits, axis=-1)
 
 
+def used(
+    prompt: tuple[int, ...],
+    rows: tuple[int, ...],
+    experts: np.ndarray,
+    prefill: np.ndarray,
+    beams: tuple[int, ...] = (),
+    shape: ModelShape = SHAPE,
+) -> Usage:
+    """A candidate of one cache whose rows all have logits and run the top k."""
+    per_row = shape.moe_layers * shape.top_k
+    cached = Cached("model", shape, prompt, Prefill(prefill, per_row * (len(prompt) - 1)))
+    return Usage((Lane(cached, rows, rows, tuple(per_row * n for n in rows), experts, beams),))
+
+
 def test_flops_by_hand() -> None:
     # At context 5 a row sees 5 keys at 2 FLOPs and, through the window, 3 keys at 1.
     assert SHAPE.attention_flops([1, 5]).tolist() == [3, 13]
@@ -47,7 +61,7 @@ def test_flops_by_hand() -> None:
 
 
 def test_a_candidate_by_hand() -> None:
-    usage = Usage((7, 8, 9), (1, 4), packed([[{0, 1}, {2, 3}], [{0, 1, 9}, {2, 3}]]), packed([[{0, 5}, {1, 2, 8}]])[0])
+    usage = used((7, 8, 9), (1, 4), packed([[{0, 1}, {2, 3}], [{0, 1, 9}, {2, 3}]]), packed([[{0, 5}, {1, 2, 8}]])[0])
     decode = Cost(
         flops=(170 + 9) + 4 * (170 + 11),
         bytes=2 * 1000 + 9 * 10 + (3 + 4) * 4,
@@ -56,8 +70,8 @@ def test_a_candidate_by_hand() -> None:
         rows=5,
         sequential_steps=2,
     )
-    assert usage.decode_cost(SHAPE) == decode
-    ledger = Ledger(SHAPE)
+    assert usage.decode_cost() == decode
+    ledger = Ledger()
     assert ledger.add([usage], 0) == 2
     prefill = Cost(flops=2 * 120 + 3 + 6, bytes=1000 + 5 * 10, expert_loads=5, prompt_tokens=3, sequential_steps=1)
     assert ledger.bill() == decode + prefill
@@ -65,30 +79,30 @@ def test_a_candidate_by_hand() -> None:
 
 def test_candidates_in_lockstep_share_prompt_weights_and_experts() -> None:
     prefill = packed([[{0}, {0}]])[0]
-    one = Usage((1, 2), (1, 1), packed([[{0, 1}, {0, 1}], [{0, 1}, {0, 1}]]), prefill)
-    other = Usage((1, 2), (1,), packed([[{1, 2}, {0, 1}]]), prefill)
-    ledger = Ledger(SHAPE)
+    one = used((1, 2), (1, 1), packed([[{0, 1}, {0, 1}], [{0, 1}, {0, 1}]]), prefill)
+    other = used((1, 2), (1,), packed([[{1, 2}, {0, 1}]]), prefill)
+    ledger = Ledger()
     assert ledger.add([one, other], 0) == 2
     bill = ledger.bill()
     assert bill.expert_loads == (3 + 2) + (2 + 2) + 2
     # Keys read: the prompt's 2 in both steps, and in the second the first candidate's own token.
     assert bill.bytes == 1000 + 2 * 10 + 2 * 1000 + 9 * 10 + (2 + 2 + 1) * 4
     assert (bill.prompt_tokens, bill.new_tokens, bill.rows, bill.sequential_steps) == (2, 3, 3, 3)
-    alone = [u.decode_cost(SHAPE) for u in (one, other)]
+    alone = [u.decode_cost() for u in (one, other)]
     assert bill.flops == sum(c.flops for c in alone) + SHAPE.prefill_flops(1)
 
 
 def test_a_prompt_of_one_token_needs_no_prefill() -> None:
-    ledger = Ledger(SHAPE)
-    ledger.add([Usage((1,), (1,), packed([[{0}, {0}]]), NO_EXPERTS)], 0)
+    ledger = Ledger()
+    ledger.add([used((1,), (1,), packed([[{0}, {0}]]), NO_EXPERTS)], 0)
     bill = ledger.bill()
     assert (bill.prompt_tokens, bill.sequential_steps) == (1, 1)
 
 
 def test_beams_are_billed_each() -> None:
     marks = packed([[{0}, {0}], [{0, 1}, {0}]])
-    usage = Usage((1, 2, 3), (1, 2), marks, NO_EXPERTS, beams=(1, 2))
-    bill = usage.decode_cost(SHAPE)
+    usage = used((1, 2, 3), (1, 2), marks, NO_EXPERTS, beams=(1, 2))
+    bill = usage.decode_cost()
     assert (bill.new_tokens, bill.rows) == (3, 3)
     # The second step reads the prompt's 3 keys once, and each beam's own token.
     assert bill.bytes == 2 * 1000 + 5 * 10 + (3 + 3 + 2) * 4
@@ -96,33 +110,44 @@ def test_beams_are_billed_each() -> None:
 
 def test_a_dense_model_loads_no_experts() -> None:
     shape = ModelShape(100, 50, 0, ((2, None),), 1000, 0, 4, 0, 0, 0)
-    usage = Usage((1, 2), (1, 1), np.zeros((2, 0, 0), np.uint8), np.zeros((0, 0), np.uint8))
-    ledger = Ledger(shape)
+    usage = used((1, 2), (1, 1), np.zeros((2, 0, 0), np.uint8), np.zeros((0, 0), np.uint8), shape=shape)
+    ledger = Ledger()
     ledger.add([usage], 0)
     assert ledger.bill().expert_loads == 0
     assert ledger.bill().bytes == 3 * 1000 + (2 + 3) * 4
 
 
 def test_an_empty_ledger_bills_nothing() -> None:
-    assert Ledger(SHAPE).bill() == Cost()
-    assert Ledger(SHAPE).add([], 5) == 5
+    assert Ledger().bill() == Cost()
+    assert Ledger().add([], 5) == 5
 
 
 PROMPTS = [(1,), (1, 2), (1, 2, 3), (4, 5)]
+OTHER = ModelShape(7, 11, 24, ((5, None),), 300, 30, 9, moe_layers=2, experts=10, top_k=1)
 
 
 @st.composite
-def usages(draw: st.DrawFn) -> Usage:
-    steps = draw(st.integers(1, 4))
+def lanes(draw: st.DrawFn, steps: int, beams: tuple[int, ...], model: str) -> Lane:
     bits = st.integers(0, 255)
     experts = np.array(draw(st.lists(bits, min_size=4 * steps, max_size=4 * steps)), np.uint8)
     experts = (experts.reshape(steps, 2, 2) & [255, 0b11000000]).astype(np.uint8)
     prompt = draw(st.sampled_from(PROMPTS))
     # What a prefill runs is a function of the prompt.
     prefill = np.array([[len(prompt), 0], [prompt[-1], 128]], np.uint8) if len(prompt) > 1 else NO_EXPERTS
-    rows = tuple(draw(st.lists(st.integers(1, 5), min_size=steps, max_size=steps)))
+    source = draw(st.sampled_from(["", "noise"]))
+    shape = {"main": SHAPE, "second": OTHER}[model]
+    cached = Cached(model, shape, prompt, Prefill(prefill, 3 * (len(prompt) - 1)), source)
+    counts = st.lists(st.integers(0, 5), min_size=steps, max_size=steps).map(tuple)
+    return Lane(cached, draw(counts), draw(counts), draw(counts), experts, beams)
+
+
+@st.composite
+def usages(draw: st.DrawFn) -> Usage:
+    steps = draw(st.integers(1, 4))
     beams = tuple(draw(st.lists(st.integers(1, 3), min_size=steps, max_size=steps)))
-    return Usage(prompt, rows, experts, prefill, draw(st.sampled_from([(), beams])))
+    beams = draw(st.sampled_from([(), beams]))
+    models = draw(st.lists(st.sampled_from(["main", "second"]), min_size=1, max_size=3))
+    return Usage(tuple(draw(lanes(steps, beams, model)) for model in models))
 
 
 entered = st.lists(st.tuples(usages(), st.integers(0, 5)), min_size=1, max_size=6)
@@ -132,33 +157,60 @@ def plain_bill(entries: list[tuple[Usage, int]]) -> dict[str, float]:
     """The scenario "alone", one forward after the other, with sets and loops."""
     bill = {"flops": 0.0, "bytes": 0.0, "expert_loads": 0, "prompt_tokens": 0}
     bill |= {"new_tokens": 0, "rows": 0, "sequential_steps": 0}
-    known: set[tuple[int, ...]] = set()
+    known: set[object] = set()
     for time in range(20):
-        fresh = {u.prompt: u for u, start in entries if start == time and u.prompt not in known}
+        starting = [lane.cached for u, start in entries if start == time for lane in u.lanes]
+        fresh = {(c.model, c.prompt, c.source): c for c in starting if (c.model, c.prompt, c.source) not in known}
         known |= set(fresh)
-        for prompt, usage in fresh.items():
-            bill["prompt_tokens"] += len(prompt)
-            if len(prompt) > 1:
-                count = len(unpacked(usage.prefill_experts))
-                bill["bytes"] += SHAPE.dense_bytes + count * SHAPE.expert_bytes
-                bill["expert_loads"] += count
-            for context in range(1, len(prompt)):
-                bill["flops"] += 120 + 2 * context + min(context, 3)
-        bill["sequential_steps"] += any(len(prompt) > 1 for prompt in fresh)
-        live = [(u, time - start) for u, start in entries if 0 <= time - start < len(u.rows)]
-        loads = set().union(*(unpacked(u.experts[step]) for u, step in live))
-        keys = sum(len(prompt) for prompt in {u.prompt for u, _ in live})
-        for usage, step in live:
-            beams = usage.beams[step] if usage.beams else 1
-            context = len(usage.prompt) + step
-            bill["flops"] += usage.rows[step] * (170 + 2 * context + min(context, 3))
-            bill["new_tokens"] += beams
-            bill["rows"] += usage.rows[step]
-            keys += beams * step
-        bill["expert_loads"] += len(loads)
-        bill["bytes"] += len(loads) * SHAPE.expert_bytes + keys * SHAPE.kv_bytes + bool(live) * SHAPE.dense_bytes
+        for cached in fresh.values():
+            bill_prefill(bill, cached)
+        bill["sequential_steps"] += any(len(c.prompt) > 1 for c in fresh.values())
+        live = [(u, time - start) for u, start in entries if 0 <= time - start < u.steps]
+        for model in ("main", "second"):
+            bill_step(bill, [(x, step) for u, step in live for x in u.lanes if x.cached.model == model])
+        bill["new_tokens"] += sum(u.lanes[0].beams[step] if u.lanes[0].beams else 1 for u, step in live)
         bill["sequential_steps"] += bool(live)
     return bill
+
+
+def bill_prefill(bill: dict[str, float], cached: Cached) -> None:
+    """Enters one prompt."""
+    shape, tokens = cached.shape, len(cached.prompt)
+    bill["prompt_tokens"] += tokens
+    if tokens == 1:
+        return
+    count = len(unpacked(cached.prefill.experts))
+    bill["bytes"] += shape.dense_bytes + count * shape.expert_bytes
+    bill["expert_loads"] += count
+    bill["flops"] += (tokens - 1) * shape.dense_flops + cached.prefill.runs * expert_flops(shape)
+    bill["flops"] += sum(seen(shape, context) for context in range(1, tokens))
+
+
+def bill_step(bill: dict[str, float], live: list[tuple[Lane, int]]) -> None:
+    """Enters one step of one model's caches."""
+    running = [(lane, step) for lane, step in live if lane.rows[step]]
+    loads = {e for lane, step in live for e in unpacked(lane.experts[step])}
+    prompts = {(lane.cached.prompt, lane.cached.source) for lane, _ in running}
+    keys = sum(len(prompt) for prompt, _ in prompts)
+    shape = live[0][0].cached.shape if live else SHAPE
+    for lane, step in live:
+        bill["flops"] += lane.rows[step] * (shape.dense_flops + seen(shape, len(lane.cached.prompt) + step))
+        bill["flops"] += lane.heads[step] * shape.head_flops + lane.runs[step] * expert_flops(shape)
+        bill["rows"] += lane.rows[step]
+    for lane, step in running:
+        keys += step * (lane.beams[step] if lane.beams else 1)
+    bill["expert_loads"] += len(loads)
+    bill["bytes"] += len(loads) * shape.expert_bytes + keys * shape.kv_bytes + bool(running) * shape.dense_bytes
+
+
+def expert_flops(shape: ModelShape) -> float:
+    """One row in one expert of one layer."""
+    return {SHAPE: 20 / 4, OTHER: 24 / 2}[shape]
+
+
+def seen(shape: ModelShape, keys: int) -> float:
+    """Attention of one row."""
+    return 2 * keys + min(keys, 3) if shape is SHAPE else 5 * keys
 
 
 def unpacked(bits: np.ndarray) -> set[tuple[int, int]]:
@@ -167,17 +219,16 @@ def unpacked(bits: np.ndarray) -> set[tuple[int, int]]:
 
 @given(entered)
 def test_a_bill_equals_the_plain_recomputation(entries: list[tuple[Usage, int]]) -> None:
-    ledger = Ledger(SHAPE)
+    ledger = Ledger()
     for usage, start in entries:
-        assert ledger.add([usage], start) == start + len(usage.rows)
+        assert ledger.add([usage], start) == start + usage.steps
     assert ledger.bill().to_dict() == plain_bill(entries)
 
 
 @given(entered, st.randoms(use_true_random=False))
 def test_the_order_of_entry_does_not_matter(entries: list[tuple[Usage, int]], random: object) -> None:
-    # Figures that float64 cannot hold, so that the order of a plain sum would show.
-    shape = replace(SHAPE, dense_flops=0.1, attention=((1e-3, None), (1 / 3, 3)), dense_bytes=0.7, kv_bytes=0.3)
-    one, other = Ledger(shape), Ledger(shape)
+    one, other = Ledger(), Ledger()
+    entries = [(unround(usage), start) for usage, start in entries]
     shuffled = list(entries)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
     for ledger, order in ((one, entries), (other, shuffled)):
@@ -186,12 +237,23 @@ def test_the_order_of_entry_does_not_matter(entries: list[tuple[Usage, int]], ra
     assert one.bill() == other.bill()
 
 
+def unround(usage: Usage) -> Usage:
+    """The same with figures that float64 cannot hold, so that the order of a plain sum would show."""
+    odd = {"dense_flops": 0.1, "attention": ((1e-3, None), (1 / 3, 3)), "dense_bytes": 0.7, "kv_bytes": 0.3}
+    return Usage(
+        tuple(
+            replace(x, cached=replace(x.cached, shape=replace(x.cached.shape, **odd)))  # type: ignore[arg-type]
+            for x in usage.lanes
+        )
+    )
+
+
 @given(entered)
 def test_what_candidates_share_is_billed_once_and_the_rest_adds_up(entries: list[tuple[Usage, int]]) -> None:
-    ledger = Ledger(SHAPE)
+    ledger = Ledger()
     for usage, start in entries:
         ledger.add([usage], start)
-    together, alone = ledger.decode(), Cost.total(usage.decode_cost(SHAPE) for usage, _ in entries)
+    together, alone = ledger.decode(), Cost.total(usage.decode_cost() for usage, _ in entries)
     assert (together.flops, together.new_tokens, together.rows) == (alone.flops, alone.new_tokens, alone.rows)
     assert together.bytes <= alone.bytes
     assert together.expert_loads <= alone.expert_loads

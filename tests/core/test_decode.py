@@ -79,9 +79,11 @@ def test_nothing_depends_on_batch_size_and_order(run: Any, proposer: TokenPropos
         for place, i in enumerate(order):
             assert shuffled[place].candidates == wanted[i].candidates
             for one, other in zip(shuffled[place].usages, wanted[i].usages, strict=True):
-                assert (one.prompt, one.rows, one.beams) == (other.prompt, other.rows, other.beams)
-                np.testing.assert_array_equal(one.experts, other.experts)
-                np.testing.assert_array_equal(one.prefill_experts, other.prefill_experts)
+                [lane], [same] = one.lanes, other.lanes
+                assert lane.cached.content == same.cached.content
+                assert (lane.rows, lane.heads, lane.runs, lane.beams) == (same.rows, same.heads, same.runs, same.beams)
+                np.testing.assert_array_equal(lane.experts, same.experts)
+                np.testing.assert_array_equal(lane.cached.prefill.experts, same.cached.prefill.experts)
 
 
 def test_samples_are_nested(run: Any) -> None:

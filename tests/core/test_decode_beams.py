@@ -93,7 +93,7 @@ def test_the_experts_of_beams_are_joined(run: Any, beams: Any) -> None:
     """A search wide enough to keep everything runs the experts of all texts of one length."""
     model = SEARCHED["beams change places"]
     [completion] = run([ask((1, 2), 3)], beams(100), model=model)
-    for length, found in enumerate(completion.usages[0].experts):
+    for length, found in enumerate(completion.usages[0].lanes[0].experts):
         wanted = np.zeros_like(found)
         for ids in itertools.product((1, 2, 3), repeat=length):
             *before, last = (1, 2, *ids)

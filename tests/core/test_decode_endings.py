@@ -11,7 +11,9 @@ import torch
 
 from tests.core.asks import END, PROMPTS, ask
 from tokenscale.core.errors import ModelError, PipelineError
-from tokenscale.core.model import PLAIN, RowPlan, State, Step
+from tokenscale.core.model import State
+from tokenscale.core.plan import PLAIN, RowPlan
+from tokenscale.core.step import Step
 from tokenscale.models.toy import ToyModel
 from tokenscale.token_level.decoders import Sample
 

@@ -12,8 +12,10 @@ import torch
 
 from tests.core.asks import NOISY, ask
 from tokenscale.core.cost import Ledger
-from tokenscale.core.model import PLAIN, RowPlan, State, Step
-from tokenscale.core.strategy import Rows
+from tokenscale.core.model import State
+from tokenscale.core.plan import PLAIN, RowPlan
+from tokenscale.core.step import Step, Work
+from tokenscale.core.strategy import Rows, all_valid
 from tokenscale.models.toy import ToyModel
 from tokenscale.token_level.decoders import Greedy, Sample
 from tokenscale.token_level.roe import RoE, RoEProposals
@@ -61,14 +63,16 @@ def test_padding_rows_count_for_nothing(run: Any) -> None:
     class Padded(RoEProposals):
         """The last row is not valid, and not a number."""
 
-        def propose(self, tokens: torch.Tensor) -> tuple[Rows, Step]:
-            rows, step = super().propose(tokens)
+        def propose(self, tokens: torch.Tensor) -> tuple[Rows, tuple[Work, ...]]:
+            step = self._lm.step(self._state, tokens, self._plan())
+            rows = all_valid(step.logits)
             rows.logits[:, -1] = float("nan")
             rows.valid[:, -1] = False
-            return rows, step
+            return rows, (step.work(self._lm.shape, rows.valid),)
 
         def select(self, index: Any) -> RoEProposals:
-            return Padded(self._lm, self._tau, self._state.select(index), [self._readers[i] for i in index])
+            caches, readers = [self._cached[i] for i in index], [self._readers[i] for i in index]
+            return Padded(self._lm, self._tau, self._state.select(index), caches, readers)
 
     @dataclass(frozen=True)
     class PaddedRoE(RoE):
@@ -77,7 +81,7 @@ def test_padding_rows_count_for_nothing(run: Any) -> None:
         def start(self, *arguments: Any) -> RoEProposals:
             started = super().start(*arguments)
             assert isinstance(started, RoEProposals)
-            return Padded(started._lm, started._tau, started._state, started._readers)
+            return Padded(started._lm, started._tau, started._state, started._cached, started._readers)
 
     [few] = run([ask(k=3)], Sample(1.0), replace(NOISY, n=3), trace=True, batch_size=3)
     [padded] = run([ask(k=3)], Sample(1.0), PaddedRoE(4, NOISY.tau, NOISY.clean_layers), trace=True, batch_size=3)
@@ -106,10 +110,15 @@ def test_usage_says_what_ran(run: Any, lm: ToyModel) -> None:
         step = lm.step(state, torch.tensor([token]))
         assert step.experts is not None
         ran.append(np.packbits(step.experts[0, 0].numpy(), axis=-1))
-    np.testing.assert_array_equal(usage.prefill_experts, ran[0] | ran[1])
-    np.testing.assert_array_equal(usage.experts, np.stack(ran[2:]))
-    assert (usage.prompt, usage.rows) == ((1, 2, 3), (1,) * len(found.token_ids))
-    assert found.cost == usage.decode_cost(lm.shape)
+    [lane] = usage.lanes
+    np.testing.assert_array_equal(lane.cached.prefill.experts, ran[0] | ran[1])
+    np.testing.assert_array_equal(lane.experts, np.stack(ran[2:]))
+    assert lane.cached.prompt == (1, 2, 3)
+    assert lane.rows == lane.heads == (1,) * len(found.token_ids)
+    per_row = lm.shape.moe_layers * lm.shape.top_k
+    assert lane.runs == (per_row,) * len(found.token_ids)
+    assert lane.cached.prefill.runs == 2 * per_row
+    assert found.cost == usage.decode_cost()
 
 
 def test_rows_and_beams_are_billed(run: Any, lm: ToyModel, beams: Any) -> None:
@@ -117,12 +126,12 @@ def test_rows_and_beams_are_billed(run: Any, lm: ToyModel, beams: Any) -> None:
     [found] = noisy.candidates
     assert (found.cost.rows, found.cost.new_tokens) == (4 * len(found.token_ids), len(found.token_ids))
     [wide] = run([ask(new=3)], beams(3), NOISY)
-    usage = wide.usages[0]
+    usage = wide.usages[0].lanes[0]
     assert usage.beams[0] == 1
     assert max(usage.beams) > 1
     assert usage.rows == tuple(4 * b for b in usage.beams)
     assert wide.candidates[0].cost.new_tokens == sum(usage.beams)
-    ledger = Ledger(lm.shape)
+    ledger = Ledger()
     ledger.add(wide.usages, 0)
     assert ledger.bill().prompt_tokens == 3
 
@@ -133,7 +142,7 @@ def test_equal_prompts_are_prefilled_once(run: Any, lm: ToyModel) -> None:
     class Counting(ToyModel):
         """Counts the prompts it prefills."""
 
-        def prefill(self, prompts: Any) -> Any:
+        def prefill(self, prompts: Any, routing: Any = None) -> Any:
             calls.append(len(prompts))
             return super().prefill(prompts)
 

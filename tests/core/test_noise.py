@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from tokenscale.core.noise import (
+    DROPOUT_DOMAIN,
     MAX_POSITIONS_PER_BLOCK,
+    ROUTING_DOMAIN,
     UNIFORMS_PER_BLOCK,
-    RoutingNoiseReader,
+    RowNoiseReader,
     Stream,
     UniformReader,
     gumbel,
@@ -30,7 +32,7 @@ paths = st.lists(st.one_of(st.integers(-(2**70), 2**70), st.text(max_size=5)), m
 
 def noise(stream: Stream, rows: int = 3, layers: int = 2, experts: int = 8, positions: int = 500) -> np.ndarray:
     """Shape [positions, rows, layers, experts]."""
-    reader = RoutingNoiseReader(stream, rows, layers, experts)
+    reader = RowNoiseReader(stream, ROUTING_DOMAIN, rows, layers, experts)
     return np.stack([reader.at(p) for p in range(positions)])
 
 
@@ -79,21 +81,24 @@ def test_gumbel_is_finite_at_both_ends() -> None:
 
 @given(paths, st.integers(1, 6), st.integers(0, 6), st.integers(0, 100))
 def test_rows_of_a_small_n_are_the_first_of_a_large_one(path: tuple, few: int, more: int, position: int) -> None:
-    small = RoutingNoiseReader(Stream(path), few, 2, 5).at(position)
-    large = RoutingNoiseReader(Stream(path), few + more, 2, 5).at(position)
+    small = RowNoiseReader(Stream(path), ROUTING_DOMAIN, few, 2, 5).at(position)
+    large = RowNoiseReader(Stream(path), ROUTING_DOMAIN, few + more, 2, 5).at(position)
     np.testing.assert_array_equal(large[:few], small)
 
 
 @given(paths, st.lists(st.integers(0, 3 * UNIFORMS_PER_BLOCK), min_size=1, max_size=20))
 def test_draws_do_not_depend_on_what_was_read_before(path: tuple, positions: list[int]) -> None:
-    used_uniforms, used_noise = UniformReader(Stream(path)), RoutingNoiseReader(Stream(path), 2, 3, 4)
+    used_uniforms, used_noise = UniformReader(Stream(path)), RowNoiseReader(Stream(path), ROUTING_DOMAIN, 2, 3, 4)
     for p in positions:
         assert used_uniforms.at(p) == UniformReader(Stream(path)).at(p)
-        np.testing.assert_array_equal(used_noise.at(p), RoutingNoiseReader(Stream(path), 2, 3, 4).at(p))
+        np.testing.assert_array_equal(used_noise.at(p), RowNoiseReader(Stream(path), ROUTING_DOMAIN, 2, 3, 4).at(p))
 
 
 def test_large_layers_get_shorter_blocks() -> None:
-    small, large = RoutingNoiseReader(Stream((0,)), 1, 2, 4), RoutingNoiseReader(Stream((0,)), 1, 64, 256)
+    small, large = (
+        RowNoiseReader(Stream((0,)), ROUTING_DOMAIN, 1, 2, 4),
+        RowNoiseReader(Stream((0,)), ROUTING_DOMAIN, 1, 64, 256),
+    )
     assert small._positions == MAX_POSITIONS_PER_BLOCK
     assert large._positions == 2
     assert not np.array_equal(large.at(1), large.at(2))
@@ -112,18 +117,20 @@ def test_numbers_and_texts_of_a_path_keep_apart_whatever_their_class() -> None:
     assert Stream((3,)).child("x") == Stream((3, "x"))
 
 
-def test_token_and_routing_draws_come_from_different_domains() -> None:
+def test_token_routing_and_dropout_draws_come_from_different_domains() -> None:
     stream = Stream((0,))
     token = np.float32([UniformReader(stream).at(p) for p in range(8)])
-    routing = RoutingNoiseReader(stream, 1, 2, 4).at(0).ravel()
+    routing = RowNoiseReader(stream, ROUTING_DOMAIN, 1, 2, 4).at(0).ravel()
+    dropout = RowNoiseReader(stream, DROPOUT_DOMAIN, 1, 2, 4).at(0).ravel()
     assert not np.intersect1d(token, routing).size
+    assert not np.intersect1d(dropout, [*token, *routing]).size
 
 
 def test_draws_are_the_same_on_every_machine_and_version() -> None:
     """Recorded once; a change here changes the results of every seed."""
     stream = Stream((0, "pinned", 1))
     assert UniformReader(stream).at(300) == 0.41902762633638047
-    routing = RoutingNoiseReader(stream, 2, 2, 4).at(17)[1, 1]
+    routing = RowNoiseReader(stream, ROUTING_DOMAIN, 2, 2, 4).at(17)[1, 1]
     np.testing.assert_array_equal(routing, np.float32([0.41132438, 0.0064344406, 0.96016234, 0.7257903]))
 
 

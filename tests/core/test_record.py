@@ -23,7 +23,7 @@ END = 0
 
 
 def token(ident: int, **changes: object) -> TokenRecord:
-    base = TokenRecord(ident, -0.5, False, 2, RoutingStats(2, 1, 3, 1), (0.7, 0.1, 1.5))
+    base = TokenRecord(ident, -0.5, False, False, 2, RoutingStats(2, 1, 3, 1), (0.7, 0.1, 1.5))
     return replace(base, **changes)  # type: ignore[arg-type]
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenscale.core.backend import Backend, Completion
-from tokenscale.core.cost import Ledger, Usage
+from tokenscale.core.cost import Cached, Lane, Ledger, Prefill, Usage
 from tokenscale.core.data import Ask, Candidate, Prompt, Result
 from tokenscale.core.noise import Stream
 from tokenscale.core.run import run_problems
@@ -27,7 +27,9 @@ def candidate(ask: Ask) -> tuple[Candidate, Usage]:
     steps = 1 + int(ask.stream.key[0] % 5)
     shape = (steps, LM.shape.moe_layers, -(-LM.shape.experts // 8))
     experts = np.random.default_rng(ask.stream.key).integers(0, 256, shape, np.uint8)
-    usage = Usage(LM.encode(ask.prompt), (1,) * steps, experts, experts[0])
+    cached = Cached("toy", LM.shape, LM.encode(ask.prompt), Prefill(experts[0], 7))
+    ones = (1,) * steps
+    usage = Usage((Lane(cached, ones, ones, ones, experts),))
     text = f"{ask.prompt.text}/{'.'.join(map(str, ask.stream.path[2:]))}"
     return Candidate(text, (2,) * steps, (-1.0,) * steps, "eos", ask.stream), usage
 
@@ -171,7 +173,7 @@ def test_a_round_begins_when_the_round_before_has_ended(prompt: str) -> None:
 def test_one_ask_is_billed_as_its_candidate() -> None:
     [result] = run((), ["xyz"], seed=0, limit=1)
     [copy] = Ask(Prompt(text="xyz"), Stream((9, "xyz0")), 5).copies()
-    ledger = Ledger(LM.shape)
+    ledger = Ledger()
     ledger.add([candidate(copy)[1]], 0)
     assert result.cost == ledger.bill()
 

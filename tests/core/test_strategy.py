@@ -69,13 +69,14 @@ def test_equal_prompts_start_from_one_prefill() -> None:
     class Counting(ToyModel):
         """Counts the prompts it prefills."""
 
-        def prefill(self, prompts: Any) -> Any:
+        def prefill(self, prompts: Any, routing: Any = None) -> Any:
             prefilled.append(len(prompts))
-            return super().prefill(prompts)
+            return super().prefill(prompts, routing)
 
     lm = Counting()
     prompts = [(1, 2), (3, 4, 5), (1, 2), (4, 3), (3, 4, 5)]
-    state = start_all(lm, prompts)
+    state, caches = start_all(lm, prompts)
+    assert [c.prompt for c in caches] == prompts
     assert prefilled == [3]
     assert state.lengths == [1, 2, 1, 1, 2]
     step = lm.step(state, torch.tensor([2, 5, 2, 3, 5]))

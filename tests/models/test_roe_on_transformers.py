@@ -124,7 +124,8 @@ def test_every_row_at_tau_zero_is_the_model() -> None:
     lm = ts.wrap(model)
     state = lm.prefill([list(p[:-1]) for p in PROMPTS])
     tokens = torch.tensor([p[-1] for p in PROMPTS])
-    plan = ts.RowPlan(5, torch.zeros(3, len(PROMPTS), 5, 8), (True,) * 3)
+    size = (3, len(PROMPTS), 5)
+    plan = ts.RowPlan(5, ts.Routing(torch.zeros(*size, 8), torch.ones(size, dtype=torch.bool)))
     step = lm.step(state, tokens, plan)
     for b, prompt in enumerate(PROMPTS):
         expected = model(torch.tensor([prompt])).logits[0, -1]

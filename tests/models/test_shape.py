@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.models.tiny import FAMILIES, tiny
-from tokenscale.core.model import RowPlan
+from tokenscale.core.plan import RowPlan
 from tokenscale.models.hf import wrap
 
 

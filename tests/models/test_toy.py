@@ -10,7 +10,8 @@ import torch
 
 from tokenscale.core.data import Prompt
 from tokenscale.core.errors import ArgumentError, CapabilityError, ModelError, PromptError
-from tokenscale.core.model import ROUTING_NOISE, RowPlan
+from tokenscale.core.model import ROUTING_NOISE
+from tokenscale.core.plan import Routing, RowPlan
 from tokenscale.models.toy import AGE_SLOPE, ToyModel
 from tokenscale.testing import check_language_model
 
@@ -70,7 +71,7 @@ def test_noisy_rows_are_those_of_the_formula() -> None:
     ids = (1, 2, 3, 1)
     shift = torch.randn(3, 1, 5, 4, generator=torch.Generator().manual_seed(0))
     shift[:, :, 0] = 0
-    step = SMALL.step(SMALL.prefill([ids[:-1]]), torch.tensor([ids[-1]]), RowPlan(5, shift, (True,) * 3))
+    step = SMALL.step(SMALL.prefill([ids[:-1]]), torch.tensor([ids[-1]]), RowPlan(5, Routing.of(shift)))
     wanted = [reference(SMALL, ids, shift[:, 0, i].double().numpy()) for i in range(5)]
     np.testing.assert_allclose(step.logits[0].numpy(), np.float32(wanted), rtol=0, atol=1e-6)
     assert step.changed is not None
@@ -164,7 +165,7 @@ def test_continuations_under_another_distribution() -> None:
 def test_capabilities_and_fingerprints_tell_models_apart() -> None:
     dense = ToyModel(moe_layers=0)
     assert ROUTING_NOISE in ToyModel().capabilities
-    assert not dense.capabilities
+    assert ROUTING_NOISE not in dense.capabilities
     assert (dense.name, dense.shape.experts, dense.inspect_layers()) == ("dense toy", 0, [])
     models = [ToyModel(), dense, ToyModel(seed=1), ToyModel(top_k=3), ToyModel(("a",)), ToyModel(sharpness=1.0)]
     assert len({m.fingerprint for m in models}) == len(models)

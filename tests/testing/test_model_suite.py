@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from tokenscale.core.model import PLAIN, RowPlan, State, Step
+from tokenscale.core.model import State
+from tokenscale.core.plan import PLAIN, RowPlan
+from tokenscale.core.step import Step
 from tokenscale.models.toy import ToyModel, ToyState
 from tokenscale.testing import (
     check_language_model,
@@ -31,19 +33,19 @@ class FaultyModel(ToyModel):
         if self.fault == "batch":
             mix_up(state)
         step = super().step(state, tokens, plan)
-        if self.fault == "noisy cache" and plan.shift is not None:
+        if self.fault == "noisy cache" and plan.routing is not None:
             for s in state.sequences:
                 s.past = s.past + 1e-3
         return STEP_FAULTS.get(self.fault, lambda step: step)(step)
 
-    def prefill(self, prompts: Any) -> ToyState:
-        state = super().prefill(prompts)
+    def prefill(self, prompts: Any, routing: Any = None) -> ToyState:
+        state = super().prefill(prompts, routing)
         if self.fault == "prefill":
             for s in state.sequences:
                 s.past = s.past + 1e-3
         if self.fault == "prefill experts":
             for s in state.sequences:
-                s.prefill_experts = s.prefill_experts * 0
+                s.prefill = replace(s.prefill, experts=s.prefill.experts * 0)
         return state
 
 
@@ -75,7 +77,7 @@ STEP_FAULTS: dict[str, Callable[[Step], Step]] = {
         ("experts", "each row runs top_k experts"),
         ("half", "logits are float32"),
         ("prefill", "a prefill equals its tokens one by one"),
-        ("prefill experts", "prefill_experts are those its tokens ran"),
+        ("prefill experts", "experts are those its tokens ran"),
         ("capability", "inspect_layers|dense"),
     ],
 )

@@ -27,10 +27,12 @@ class MixedUp(RoEProposals):
     """RoE that forgets to move its noise along with its sequences."""
 
     def select(self, index: Any) -> MixedUp:
-        return MixedUp(self._lm, self._tau, self._state.select(index), (self._readers * 2)[: len(index)])
+        caches, readers = [self._cached[i] for i in index], (self._readers * 2)[: len(index)]
+        return MixedUp(self._lm, self._tau, self._state.select(index), caches, readers)
 
     def join(self, other: Any) -> MixedUp:
-        return MixedUp(self._lm, self._tau, self._state.join(other.state), self._readers + other._readers)
+        state = self._state.join(other._state)
+        return MixedUp(self._lm, self._tau, state, self._cached + other._cached, self._readers + other._readers)
 
 
 def test_faulty_proposers_are_caught() -> None:
@@ -40,7 +42,7 @@ def test_faulty_proposers_are_caught() -> None:
 
         def start(self, lm: Any, prompts: Any, streams: Any) -> FaultyProposals:
             started = super().start(lm, prompts, streams)
-            return FaultyProposals(lm, started.state)
+            return FaultyProposals(lm, started._state, started._cached)
 
     @dataclass(frozen=True)
     class Shuffled(RoE):
@@ -48,7 +50,7 @@ def test_faulty_proposers_are_caught() -> None:
 
         def start(self, lm: Any, prompts: Any, streams: Any) -> MixedUp:
             started = super().start(lm, prompts, streams)
-            return MixedUp(lm, started._tau, started.state, started._readers)
+            return MixedUp(lm, started._tau, started._state, started._cached, started._readers)
 
     @dataclass(frozen=True)
     class Secretive(RoE):

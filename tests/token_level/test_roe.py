@@ -16,14 +16,16 @@ from tokenscale.core.data import Ask, Candidate, Prompt, RoutingStats
 from tokenscale.core.decode import LocalBackend
 from tokenscale.core.errors import ArgumentError, CapabilityError
 from tokenscale.core.model import ROUTING_NOISE
-from tokenscale.core.noise import RoutingNoiseReader, Stream
+from tokenscale.core.noise import ROUTING_DOMAIN, RowNoiseReader, Stream
+from tokenscale.core.plan import Routing
 from tokenscale.core.strategy import Decoder
 from tokenscale.models.toy import ToyModel
+from tokenscale.models.toy_parts import Choosing
 from tokenscale.testing import check_proposer
 from tokenscale.token_level.aggregators import MeanProbability
 from tokenscale.token_level.decoders import Greedy, Sample
 from tokenscale.token_level.plain import Plain
-from tokenscale.token_level.roe import RoE
+from tokenscale.token_level.roe import RoE, RoEProposals
 
 LM = ToyModel(("a", "b", "1"), spelling="", moe_layers=4, experts=5, width=6, context_length=40, sharpness=2.0)
 LAYERS, EXPERTS = 4, 5
@@ -35,15 +37,17 @@ def reference(roe: RoE, ids: Sequence[int], stream: Stream, lm: ToyModel = LM) -
     position, layers = len(ids) - 1, lm.shape.moe_layers
     taus = roe.tau if isinstance(roe.tau, tuple) else (roe.tau,) * layers
     taus = [t if roe.clean_layers <= layer < layers - roe.clean_layers else 0.0 for layer, t in enumerate(taus)]
-    uniforms = RoutingNoiseReader(stream, max(roe.n - 1, 1), layers, lm.shape.experts).at(position).astype(np.float64)
+    reader = RowNoiseReader(stream, ROUTING_DOMAIN, max(roe.n - 1, 1), layers, lm.shape.experts)
+    uniforms = reader.at(position).astype(np.float64)
     total = np.zeros(lm.vocab_size)
     for i in range(roe.n):
         shift = np.zeros((layers, lm.shape.experts))
         if i > 0:
             shift = np.array(taus)[:, None] * -np.log(-np.log1p(-uniforms[i - 1]))
+        choosing = Choosing(shift, np.ones(layers, np.bool_), Routing(), None)
         # A cache of its own for every sample: the clean keys of all tokens but the last.
         past = lm.prefill([ids[:-1]]).sequences[0].past
-        logits = lm._logits(lm._forward(past, ids[-1], shift).hidden)
+        logits = lm._logits(lm._forward(past, ids[-1], choosing).hidden[-1])
         total += np.exp(logits) / np.exp(logits).sum()
     return np.log(total / roe.n)
 
@@ -110,7 +114,10 @@ def test_samples_of_a_small_n_are_the_first_of_a_large_one(n: int, more: int, id
 
 
 def test_sample_0_is_clean() -> None:
-    rows, step = RoE(6, 1.0).start(LM, [(1, 2, 3)], [STREAM]).propose(torch.tensor([3]))
+    started = RoE(6, 1.0).start(LM, [(1, 2, 3)], [STREAM])
+    assert isinstance(started, RoEProposals)
+    plan = started._plan()
+    rows, step = started.propose(torch.tensor([3]))[0], LM.step(LM.prefill([(1, 2)]), torch.tensor([3]), plan)
     wanted = torch.from_numpy(LM.exact_log_probs((1, 2, 3))).float()
     torch.testing.assert_close(rows.logits[0, 0].log_softmax(-1), wanted, rtol=0, atol=1e-6)
     assert step.changed is not None
@@ -135,10 +142,14 @@ def test_clean_layers_leave_the_noise_of_the_others_as_it_was() -> None:
 
 
 def test_clean_layers_make_no_noisy_choices() -> None:
-    _, step = RoE(64, 3.0, clean_layers=1).start(LM, [(1, 2)], [STREAM]).propose(torch.tensor([2]))
+    started = RoE(64, 3.0, clean_layers=1).start(LM, [(1, 2)], [STREAM])
+    assert isinstance(started, RoEProposals)
+    step = LM.step(LM.prefill([(1,)]), torch.tensor([2]), started._plan())
     assert step.changed is not None
     assert step.changed.any(1)[0].tolist() == [False, True, True, False]
-    assert step.choices == 63 * 2
+    _, [work] = started.propose(torch.tensor([2]))
+    assert work.choices.tolist() == [63 * 2]
+    assert work.changed.tolist() == [int(step.changed.sum())]
 
 
 def test_tau_of_every_layer() -> None:

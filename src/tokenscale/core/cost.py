@@ -9,11 +9,13 @@ bills of different problems add up; within a problem `bytes` and `expert_loads` 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
+
+Packed = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -88,40 +90,123 @@ class ModelShape:
             total += per_key * (keys if window is None else np.minimum(keys, window))
         return total
 
-    def decode_flops(self, rows: Sequence[int], context: int) -> float:
-        """Decoding steps of `rows[i]` rows, each row of step i seeing `context + i` keys (its own included)."""
+    @property
+    def run_flops(self) -> float:
+        """FLOPs of one row in ONE expert of one layer."""
+        return self.expert_flops / (self.moe_layers * self.top_k) if self.moe_layers else 0.0
+
+    def decode_flops(
+        self,
+        rows: Sequence[int],
+        context: int,
+        heads: Sequence[int] | None = None,
+        runs: Sequence[int] | None = None,
+    ) -> float:
+        """Decoding steps of `rows[i]` rows, each row of step i seeing `context + i` keys (its own included).
+
+        `heads[i]` rows have their logits computed (None: all) and `runs[i]` products of a row with an
+        expert are made (None: top-k in every MoE layer).
+        """
         scores = self.attention_flops(range(context, context + len(rows)))
-        per_row = self.dense_flops + self.head_flops + self.expert_flops + scores
-        return float(np.asarray(rows, np.float64) @ per_row)
+        per_row = self.dense_flops + scores
+        full = self.moe_layers * self.top_k * np.asarray(rows, np.float64)
+        products = full if runs is None else np.asarray(runs, np.float64)
+        head = np.asarray(rows if heads is None else heads, np.float64).sum() * self.head_flops
+        return float(np.asarray(rows, np.float64) @ per_row + products.sum() * self.run_flops + head)
 
-    def prefill_flops(self, tokens: int) -> float:
-        """`tokens` prompt positions under the causal mask, without logits."""
+    def prefill_flops(self, tokens: int, runs: int | None = None) -> float:
+        """`tokens` prompt positions under the causal mask, without logits; `runs` as in `decode_flops`."""
         scores = float(self.attention_flops(range(1, tokens + 1)).sum())
-        return tokens * (self.dense_flops + self.expert_flops) + scores
+        products = self.moe_layers * self.top_k * tokens if runs is None else runs
+        return tokens * self.dense_flops + products * self.run_flops + scores
 
 
-Packed = NDArray[np.uint8]
+@dataclass(frozen=True)
+class Prefill:
+    """What the prefill of one prompt ran: experts as packed bits [moe_layers, ceil(experts / 8)], and
+    `runs`, the products of a token with an expert."""
+
+    experts: Packed
+    runs: int
+
+
+@dataclass(frozen=True)
+class Cached:
+    """One cache of a candidate as its prefill left it; a candidate has one, or several in lockstep.
+
+    `model` is the fingerprint of the model it belongs to, `shape` that model's. `prompt` is all that
+    was prefilled, and the token stepped first. Caches with equal model, prompt and `source` hold the
+    same prompt, whose prefill and storage they share.
+    """
+
+    model: str
+    shape: ModelShape
+    prompt: tuple[int, ...]
+    prefill: Prefill
+    source: Hashable = ""
+
+    @property
+    def content(self) -> Hashable:
+        """What caches that share their prompt have in common."""
+        return self.model, self.prompt, self.source
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What one step ran over one cache, for all beams of a group: counts, and experts as packed bits."""
+
+    rows: int
+    heads: int
+    runs: int
+    experts: Packed
+
+
+@dataclass(frozen=True)
+class Lane:
+    """What really ran over one cache, step by step.
+
+    `rows[i]` rows, `heads[i]` of them with logits, `runs[i]` products of a row with an expert, `experts`
+    as packed bits, shape [steps, moe_layers, ceil(experts / 8)]; `beams[i]` the beams that step i
+    ran, where they were not one.
+    """
+
+    cached: Cached
+    rows: tuple[int, ...]
+    heads: tuple[int, ...]
+    runs: tuple[int, ...]
+    experts: Packed
+    beams: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, cached: Cached, ran: Sequence[Ran], beams: tuple[int, ...]) -> Lane:
+        """A lane of its steps."""
+        return cls(
+            cached,
+            rows=tuple(r.rows for r in ran),
+            heads=tuple(r.heads for r in ran),
+            runs=tuple(r.runs for r in ran),
+            experts=np.stack([r.experts for r in ran]),
+            beams=beams,
+        )
+
+    @property
+    def beam_counts(self) -> NDArray[np.int64]:
+        return np.asarray(self.beams or [1] * len(self.rows), np.int64)
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What one candidate really ran: the record that bills are made from.
+    """What one candidate really ran: the record that bills are made from. Its lanes ran in lockstep."""
 
-    `prompt` is the prefilled and stepped prompt (all of it); `rows[i]` the rows of decoding step i;
-    `experts` the experts of each step as packed bits, shape [steps, moe_layers, ceil(experts / 8)];
-    `prefill_experts` likewise for the prompt's prefill, shape [moe_layers, ceil(experts / 8)];
-    `beams[i]` the beams that step i ran, where they were not one.
-    """
+    lanes: tuple[Lane, ...]
 
-    prompt: tuple[int, ...]
-    rows: tuple[int, ...]
-    experts: Packed
-    prefill_experts: Packed
-    beams: tuple[int, ...] = ()
+    @property
+    def steps(self) -> int:
+        return len(self.lanes[0].rows)
 
-    def decode_cost(self, shape: ModelShape) -> Cost:
+    def decode_cost(self) -> Cost:
         """The bill of decoding this candidate by itself, its prefill left out."""
-        ledger = Ledger(shape)
+        ledger = Ledger()
         ledger.add([self], start=0)
         return ledger.decode()
 
@@ -134,7 +219,6 @@ def popcount(bits: Packed) -> int:
 class Ledger:
     """One problem's bill while it grows; the order in which candidates are entered does not matter."""
 
-    shape: ModelShape
     _entries: list[tuple[int, Usage]] = field(default_factory=list)
 
     def add(self, usages: Sequence[Usage], start: int) -> int:
@@ -143,44 +227,61 @@ class Ledger:
         Times count decoding steps. A prompt is prefilled when it is first needed, while all else waits.
         """
         self._entries += [(start, usage) for usage in usages]
-        return max((start + len(usage.rows) for usage in usages), default=start)
+        return max((start + usage.steps for usage in usages), default=start)
 
     def bill(self) -> Cost:
         """The whole bill, prefills included."""
-        first: dict[tuple[int, ...], tuple[int, Packed]] = {}
+        first: dict[Hashable, tuple[int, Cached]] = {}
         for start, usage in sorted(self._entries, key=lambda entry: entry[0]):
-            first.setdefault(usage.prompt, (start, usage.prefill_experts))
-        prefills = [self._prefill(len(prompt) - 1, experts) for prompt, (_, experts) in first.items()]
-        total = Cost.total([self.decode(), *prefills])
-        times = {start for prompt, (start, _) in first.items() if len(prompt) > 1}
+            for lane in usage.lanes:
+                first.setdefault(lane.cached.content, (start, lane.cached))
+        total = Cost.total([self.decode(), *(_prefill_cost(cached) for _, cached in first.values())])
+        times = {start for start, cached in first.values() if len(cached.prompt) > 1}
         return replace(total, sequential_steps=total.sequential_steps + len(times))
 
-    def _prefill(self, tokens: int, experts: Packed) -> Cost:
-        if tokens == 0:
-            return Cost(prompt_tokens=1)
-        loads = popcount(experts)
-        weights = self.shape.dense_bytes + loads * self.shape.expert_bytes
-        return Cost(self.shape.prefill_flops(tokens), weights, loads, prompt_tokens=tokens + 1)
-
     def decode(self) -> Cost:
-        """Decoding alone: every step once, for all candidates that are live in it."""
+        """Decoding alone: every step once, for all candidates and models that are live in it."""
         if not self._entries:
             return Cost()
-        end = max(start + len(usage.rows) for start, usage in self._entries)
-        union = np.zeros((end, *self._entries[0][1].experts.shape[1:]), np.uint8)
-        live: dict[tuple[int, ...], NDArray[np.bool_]] = {}
-        flops, new_tokens, rows, keys = list[float](), 0, 0, 0
+        end = max(start + usage.steps for start, usage in self._entries)
+        models: dict[str, list[tuple[int, Lane]]] = {}
         for start, usage in self._entries:
-            steps = len(usage.rows)
-            beams = np.asarray(usage.beams or [1] * steps)
-            union[start : start + steps] |= usage.experts
-            live.setdefault(usage.prompt, np.zeros(end, np.bool_))[start : start + steps] = True
-            flops.append(self.shape.decode_flops(usage.rows, len(usage.prompt)))
-            new_tokens += int(beams.sum())
-            rows += sum(usage.rows)
-            keys += int(beams @ np.arange(steps))
-        keys += sum(len(prompt) * int(times.sum()) for prompt, times in live.items())
-        forwards = int(np.any(list(live.values()), axis=0).sum())
-        loads = popcount(union)
-        read = forwards * self.shape.dense_bytes + loads * self.shape.expert_bytes + keys * self.shape.kv_bytes
-        return Cost(math.fsum(flops), read, loads, new_tokens=new_tokens, rows=rows, sequential_steps=forwards)
+            for lane in usage.lanes:
+                models.setdefault(lane.cached.model, []).append((start, lane))
+        parts = [_decode_cost(lanes, end) for lanes in models.values()]
+        live = np.zeros(end, np.bool_)
+        for start, usage in self._entries:
+            live[start : start + usage.steps] = True
+        new_tokens = sum(int(usage.lanes[0].beam_counts.sum()) for _, usage in self._entries)
+        return replace(Cost.total(parts), new_tokens=new_tokens, sequential_steps=int(live.sum()))
+
+
+def _prefill_cost(cached: Cached) -> Cost:
+    tokens, shape = len(cached.prompt) - 1, cached.shape
+    if tokens == 0:
+        return Cost(prompt_tokens=1)
+    loads = popcount(cached.prefill.experts)
+    weights = shape.dense_bytes + loads * shape.expert_bytes
+    return Cost(shape.prefill_flops(tokens, cached.prefill.runs), weights, loads, prompt_tokens=tokens + 1)
+
+
+def _decode_cost(lanes: Sequence[tuple[int, Lane]], end: int) -> Cost:
+    """FLOPs, bytes, experts and rows of all lanes of one model, in a run of `end` steps."""
+    shape = lanes[0][1].cached.shape
+    union = np.zeros((end, *lanes[0][1].experts.shape[1:]), np.uint8)
+    live: dict[Hashable, tuple[int, NDArray[np.bool_]]] = {}
+    flops, rows, keys = list[float](), 0, 0
+    for start, lane in lanes:
+        steps, ran = len(lane.rows), np.asarray(lane.rows) > 0
+        union[start : start + steps] |= lane.experts
+        prompt = lane.cached.prompt
+        times = live.setdefault(lane.cached.content, (len(prompt), np.zeros(end, np.bool_)))[1]
+        times[start : start + steps] |= ran
+        flops.append(shape.decode_flops(lane.rows, len(prompt), lane.heads, lane.runs))
+        rows += sum(lane.rows)
+        keys += int((lane.beam_counts * ran) @ np.arange(steps))
+    keys += sum(length * int(times.sum()) for length, times in live.values())
+    forwards = int(np.any([times for _, times in live.values()], axis=0).sum())
+    loads = popcount(union)
+    read = forwards * shape.dense_bytes + loads * shape.expert_bytes + keys * shape.kv_bytes
+    return Cost(math.fsum(flops), read, loads, rows=rows)

@@ -167,7 +167,8 @@ class Candidate:
     generated, that ending included. `log_probs[i]` is the natural log-probability of token i under
     the aggregated distribution, before temperature and truncation. `finish_reason` is one of
     "eos", "stop_string", "length". `near_ties` counts tokens whose choice another
-    order of floating-point sums could have flipped (margin below 1e-5). `cost` is what this
+    order of floating-point sums could have flipped (margin below 1e-5), `fallbacks` those whose rows
+    allowed no common token, so that the aggregator used the first row. `cost` is what this
     candidate alone cost to decode; a chosen candidate's `members` are all it was chosen from, `votes`
     the weight of each answer among them, `notes` what the strategy wants the user to know.
     """
@@ -180,6 +181,7 @@ class Candidate:
     cost: Cost = field(default_factory=Cost)
     answer: str | None = None
     near_ties: int = 0
+    fallbacks: int = 0
     routing: RoutingStats = field(default_factory=RoutingStats)
     trace: Trace | None = None
     members: tuple[Candidate, ...] = ()
@@ -225,6 +227,11 @@ class Result:
         """Tokens of all candidates whose choice hung on less than 1e-5."""
         return sum(c.near_ties for c in self.candidates)
 
+    @property
+    def fallbacks(self) -> int:
+        """Tokens of all candidates at which the aggregator fell back to the first row."""
+        return sum(c.fallbacks for c in self.candidates)
+
     def to_dict(self) -> dict[str, Any]:
         """The result as plain JSON values, for files and `--json`."""
         return {
@@ -235,6 +242,7 @@ class Result:
             "cost": self.cost.to_dict(),
             "seed": self.seed,
             "near_ties": self.near_ties,
+            "fallbacks": self.fallbacks,
             "routing": {
                 "choices": self.routing.choices,
                 "changed_share": self.routing.changed_share,

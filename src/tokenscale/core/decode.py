@@ -6,57 +6,25 @@ candidate gets does not depend on the others, since all its draws come from its 
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from tokenscale.core.backend import Backend, Completion
-from tokenscale.core.cost import Packed, Usage
-from tokenscale.core.data import Ask, Candidate, RoutingStats
-from tokenscale.core.errors import CapabilityError, ModelError, PipelineError, PromptError, at_least
-from tokenscale.core.model import LanguageModel, Step, no_experts, pack_experts
+from tokenscale.core.data import Ask
+from tokenscale.core.errors import CapabilityError, PipelineError, PromptError, at_least
+from tokenscale.core.group import Finished, Group
+from tokenscale.core.model import LanguageModel
 from tokenscale.core.noise import UniformReader, read_uniforms
-from tokenscale.core.record import NEAR_TIE, Record, TokenRecord, entropy_and_disagreement
-from tokenscale.core.strategy import Aggregator, Choice, Decoder, Proposals, Rows, TokenProposer
+from tokenscale.core.record import NEAR_TIE, Record, StepRecords
+from tokenscale.core.strategy import Aggregator, Choice, Decoder, Proposals, TokenProposer
 
 LogitsProcessor = Callable[[Int[Tensor, "batch length"], Float[Tensor, "batch vocab"]], Float[Tensor, "batch vocab"]]
 OnToken = Callable[[int, int, int], None]
-Finished = tuple[Candidate, Usage]
-
-
-@dataclass
-class Group:
-    """One copy of an ask: the beams that its decoder holds (one, unless it searches).
-
-    `ran` has, per step, its beams, the rows of all of them and the experts they ran, as packed bits.
-    """
-
-    ticket: int
-    copy: int
-    prompt: tuple[int, ...]
-    decoder: Decoder
-    beams: list[Record]
-    uniforms: UniformReader | None
-    prefill_experts: Packed
-    ran: list[tuple[int, int, Packed]] = field(default_factory=list)
-    finished: list[Candidate] = field(default_factory=list)
-
-    @property
-    def scores(self) -> list[float]:
-        return [sum(t.log_prob for t in beam.tokens) for beam in self.beams]
-
-    def best(self, lm: LanguageModel) -> Finished:
-        """The most likely beam, billed for all beams, the dropped ones included."""
-        beams, rows, experts = zip(*self.ran, strict=True)
-        winner = max(self.finished, key=lambda c: c.log_prob)
-        usage = Usage(self.prompt, rows, np.stack(experts), self.prefill_experts, beams)
-        return replace(winner, cost=usage.decode_cost(lm.shape)), usage
 
 
 @dataclass
@@ -111,11 +79,10 @@ class LocalBackend(Backend):
         ticket, self._tickets = self._tickets, self._tickets + 1
         self._asks[ticket] = _Waiting([None] * ask.k, ask.k)
         decoder = ask.decoder or self._decoder
-        nothing = pack_experts(no_experts(1, self._lm.shape))[0]
         for copy, one in enumerate(ask.copies()):
             record = Record(prompt, one.stream, min(ask.max_new_tokens, room), ask.stop_strings)
             uniforms = UniformReader(one.stream) if decoder.random else None
-            self._queue.append(Group(ticket, copy, prompt, decoder, [record], uniforms, nothing))
+            self._queue.append(Group(ticket, copy, decoder, [record], uniforms))
         return ticket
 
     def cancel(self, ticket: int) -> None:
@@ -151,18 +118,19 @@ class LocalBackend(Backend):
         records = [g.beams[0] for g in groups]
         with torch.no_grad():
             started = self._proposer.start(self._lm, [r.prompt for r in records], [r.stream for r in records])
-            for group, experts in zip(groups, started.state.prefill_experts, strict=True):
-                group.prefill_experts = experts
+            for group, cached in zip(groups, started.cached, strict=True):
+                group.cached = cached
             self._proposals = started if self._proposals is None else self._proposals.join(started)
         self._groups += groups
 
     def _step(self) -> list[Completion]:
         assert self._proposals is not None
         beams = [beam for group in self._groups for beam in group.beams]
-        rows, step = self._proposals.propose(torch.tensor([b.last for b in beams]))
+        rows, works = self._proposals.propose(torch.tensor([b.last for b in beams]))
         log_probs = self._aggregator.aggregate(rows).cpu()
         allowed = self._process(beams, log_probs)
-        records = _StepRecords(rows, step, log_probs, self._trace, self._lm)
+        fell_back = self._aggregator.fell_back(rows).tolist()
+        records = StepRecords(rows, works, self._groups[0].cached, log_probs, fell_back, self._trace)
         parents, done, start = list[int](), list[Completion](), 0
         choices = self._choose(allowed)
         alive: list[Group] = []
@@ -221,7 +189,7 @@ class LocalBackend(Backend):
         return decoder.choose(log_probs.view(len(groups), width, -1), scores, uniforms)
 
     def _extend(
-        self, group: Group, start: int, origins: list[int], tokens: list[int], margin: float, records: _StepRecords
+        self, group: Group, start: int, origins: list[int], tokens: list[int], margin: float, records: StepRecords
     ) -> list[tuple[Record, int]]:
         """Adds the chosen tokens; the beams that go on, each with its place in the batch."""
         group.ran.append(records.ran(start, start + len(group.beams)))
@@ -243,7 +211,7 @@ class LocalBackend(Backend):
     def _complete(self, group: Group) -> list[Completion]:
         """Stores a finished copy (its best beam); the completion, where it was its ask's last."""
         waiting = self._asks[group.ticket]
-        waiting.results[group.copy] = group.best(self._lm)
+        waiting.results[group.copy] = group.best()
         waiting.missing -= 1
         if waiting.missing:
             return []
@@ -256,44 +224,3 @@ class LocalBackend(Backend):
             self._proposals = None
         elif self._proposals is not None and places != list(range(beams)):
             self._proposals = self._proposals.select(places)
-
-
-class _StepRecords:
-    """Makes the token records of one step, with what is vectorised over the batch done once."""
-
-    def __init__(
-        self, rows: Rows, step: Step, log_probs: Float[Tensor, "beams vocab"], trace: bool, lm: LanguageModel
-    ) -> None:
-        self._log_probs = log_probs
-        valid = rows.valid.cpu()
-        self._rows: list[int] = valid.sum(-1).tolist()
-        union = no_experts(len(log_probs), lm.shape)
-        if step.experts is not None:
-            union = (step.experts.cpu() & valid[..., None, None]).any(1)
-        self._experts = pack_experts(union)
-        self._distinct = union.sum((-1, -2)).tolist()
-        self._changed = [0] * len(log_probs)
-        if step.changed is not None:
-            self._changed = (step.changed.cpu() & valid[..., None]).sum((-1, -2)).tolist()
-        self._choices, self._layers = step.choices, lm.shape.moe_layers
-        self._trace: list[tuple[float, float]] | None = None
-        if trace:
-            entropy, disagreement = entropy_and_disagreement(rows, log_probs)
-            self._trace = list(zip(entropy.tolist(), disagreement.tolist(), strict=True))
-
-    def ran(self, start: int, end: int) -> tuple[int, int, Packed]:
-        """Number, rows and experts of the beams at the places from `start` to `end`."""
-        if end == start + 1:
-            return 1, self._rows[start], self._experts[start]
-        return end - start, sum(self._rows[start:end]), np.bitwise_or.reduce(self._experts[start:end])
-
-    def token(self, place: int, token: int, near_tie: bool) -> TokenRecord:
-        distinct = self._distinct[place]
-        routing = RoutingStats(self._choices, self._changed[place], distinct, self._layers)
-        trace = None
-        if self._trace is not None:
-            trace = (*self._trace[place], distinct / self._layers if self._layers else float("nan"))
-        log_prob = float(self._log_probs[place, token])
-        if math.isnan(log_prob):
-            raise ModelError("the model's logits are not numbers (NaN)", "check the weights, or use a wider dtype")
-        return TokenRecord(token, log_prob, near_tie, self._rows[place], routing, trace)

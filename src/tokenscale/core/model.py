@@ -3,59 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
-from tokenscale.core.cost import ModelShape, Packed
+from tokenscale.core.cost import ModelShape, Prefill
 from tokenscale.core.data import Prompt
+from tokenscale.core.plan import PLAIN, Routing, RowPlan
+from tokenscale.core.step import Step
 
 ROUTING_NOISE = "routing_noise"
-
-
-@dataclass(frozen=True)
-class RowPlan:
-    """How the rows of one step differ: `n` rows run the same token at the same position.
-
-    `shift`, where given, is added to the router logits R of each MoE layer when experts are
-    SELECTED, TopK(R + shift, k); row 0 of it must be zero, so that row 0 is the model itself. Gate
-    weights come from R. Only row 0 is stored in the cache; row i sees the clean past and itself.
-    `noisy_layers[l]` says that MoE layer l must use its part of `shift`; a layer that should and
-    does not is a RoutingError.
-    """
-
-    n: int = 1
-    shift: Float[Tensor, "moe_layers batch rows experts"] | None = None
-    noisy_layers: tuple[bool, ...] = ()
-
-    @property
-    def choices(self) -> int:
-        """Noisy router choices per sequence: noisy rows times noisy layers."""
-        return (self.n - 1) * sum(self.noisy_layers) if self.shift is not None else 0
-
-
-PLAIN = RowPlan()
-
-
-@dataclass(frozen=True)
-class Step:
-    """One forward's outcome.
-
-    `logits` are float32 and raw. `experts` marks the experts each row ran; None for a dense model.
-    `changed[b, i, l]` says that row i's noise changed the set of experts in MoE layer l, compared
-    with the same row's choice without noise; None where no noise was asked for. `choices` is the
-    number of noisy router choices each sequence made, `plan.choices`.
-    """
-
-    logits: Float[Tensor, "batch rows vocab"]
-    experts: Bool[Tensor, "batch rows moe_layers experts"] | None = None
-    changed: Bool[Tensor, "batch rows moe_layers"] | None = None
-    choices: int = 0
+EXPERT_RANKS = "expert_ranks"
+DROPOUT = "dropout"
+EARLY_LAYERS = "early_layers"
 
 
 class State(ABC):
@@ -68,8 +30,8 @@ class State(ABC):
 
     @property
     @abstractmethod
-    def prefill_experts(self) -> list[Packed]:
-        """Per sequence: experts its prefill ran, packed bits [moe_layers, ceil(experts / 8)]."""
+    def prefills(self) -> list[Prefill]:
+        """What each sequence's prefill ran."""
 
     @abstractmethod
     def select(self, index: Sequence[int]) -> State:
@@ -88,9 +50,10 @@ class LanguageModel(ABC):
 
     Attributes set by implementations: `fingerprint` (equal for equal weights and tokenizer),
     `context_length` (most tokens a sequence may have), `vocab_size`, `eos_ids`, `suppressed_ids`
-    (never generated), `capabilities` (names such as "routing_noise"), `shape`, `tokenizer` (None
-    where the model came without one), `sampling_defaults` (what the checkpoint recommends, among
-    temperature, top_k, top_p and min_p).
+    (never generated), `capabilities` (names such as "routing_noise"), `shape`, `layers` and
+    `hidden_size` (decoder layers and the width of the residual stream), `tokenizer` (None where the
+    model came without one), `sampling_defaults` (what the checkpoint recommends, among temperature,
+    top_k, top_p and min_p).
     """
 
     fingerprint: str
@@ -101,6 +64,8 @@ class LanguageModel(ABC):
     suppressed_ids: frozenset[int]
     capabilities: frozenset[str]
     shape: ModelShape
+    layers: int
+    hidden_size: int
     tokenizer: Any
     sampling_defaults: Mapping[str, float]
 
@@ -116,17 +81,19 @@ class LanguageModel(ABC):
         """Text of generated ids, special tokens left out. Raises CapabilityError without a tokenizer."""
 
     @abstractmethod
-    def prefill(self, prompts: Sequence[Sequence[int]]) -> State:
+    def prefill(self, prompts: Sequence[Sequence[int]], routing: Sequence[Routing] | None = None) -> State:
         """Runs the model over prompts of any lengths (0 included) and stores their keys and values.
 
-        Cost: `shape.prefill_flops` each; one forward for all of them.
+        `routing`, one entry a prompt with a batch of 1 and a row per position, is how their tokens choose
+        experts; None is the model's own way. Cost: `shape.prefill_flops` each; one forward for all of them.
         """
 
     @abstractmethod
     def step(self, state: State, tokens: Int[Tensor, " batch"], plan: RowPlan = PLAIN) -> Step:
         """Feeds one token to every sequence in `plan.n` rows; row 0's keys and values are appended to `state`.
 
-        Cost: `shape.decode_flops([n], length + 1)` per sequence. Raises RoutingError (see RowPlan).
+        Cost: `shape.decode_flops([n], length + 1)` per sequence. Raises RoutingError where a router that
+        should draw noise was not called.
         """
 
     def lacks(self, capability: str) -> str:
@@ -138,11 +105,21 @@ class LanguageModel(ABC):
         return []
 
 
-def pack_experts(marks: Bool[Tensor, "*batch experts"]) -> Packed:
-    """Boolean expert marks as packed bits along the last axis, for `core.cost`."""
-    return np.packbits(marks.cpu().numpy(), axis=-1)
+_open: Callable[[str], LanguageModel] | None = None
 
 
-def no_experts(batch: int, shape: ModelShape) -> Bool[Tensor, "batch moe_layers experts"]:
-    """Marks of a forward that ran no experts (a dense model or an empty prefill)."""
-    return torch.zeros(batch, shape.moe_layers, shape.experts, dtype=torch.bool)
+def set_opener(load: Callable[[str], LanguageModel]) -> None:
+    """The loader of checkpoints says here how a model reference is opened, so that core need not know it."""
+    global _open
+    _open = load
+
+
+def open_model(reference: str | LanguageModel) -> LanguageModel:
+    """The model that a second member of a pipeline names: itself, or what `load` makes of a path or id.
+
+    A reference is opened once in a process. Raises ModelError where it cannot be.
+    """
+    if isinstance(reference, LanguageModel):
+        return reference
+    assert _open is not None, "no loader has been set"
+    return _open(reference)

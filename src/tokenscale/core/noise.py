@@ -21,6 +21,7 @@ from torch import Tensor
 
 TOKEN_DOMAIN = 1
 ROUTING_DOMAIN = 2
+DROPOUT_DOMAIN = 3
 UNIFORMS_PER_BLOCK = 256
 MAX_POSITIONS_PER_BLOCK = 16
 NUMBERS_PER_BLOCK_ROW = 2**15
@@ -66,27 +67,27 @@ class UniformReader:
         return float(self._values[offset])
 
 
-class RoutingNoiseReader:
-    """Uniform float32 numbers for `rows` x `layers` x `experts` at one position of one stream.
+class RowNoiseReader:
+    """Uniform float32 numbers for `rows` x `layers` x `units` at one position of one stream and domain.
 
     Rows are laid out first, so the rows of n = 4 are the first four of n = 8. Positions come in
     blocks whose length depends on the model alone, so that one call serves several steps.
     """
 
-    def __init__(self, stream: Stream, rows: int, layers: int, experts: int) -> None:
-        self._stream = stream
-        self._shape = (rows, layers, experts)
-        self._positions = min(MAX_POSITIONS_PER_BLOCK, max(1, NUMBERS_PER_BLOCK_ROW // (layers * experts)))
+    def __init__(self, stream: Stream, domain: int, rows: int, layers: int, units: int) -> None:
+        self._stream, self._domain = stream, domain
+        self._shape = (rows, layers, units)
+        self._positions = min(MAX_POSITIONS_PER_BLOCK, max(1, NUMBERS_PER_BLOCK_ROW // (layers * units)))
         self._block = -1
         self._values: NDArray[np.float32] = np.empty(0, np.float32)
 
     def at(self, position: int) -> NDArray[np.float32]:
-        """Shape [rows, layers, experts]; a view of the block that is held."""
+        """Shape [rows, layers, units]; a view of the block that is held."""
         block, offset = divmod(position, self._positions)
         if block != self._block:
-            rows, layers, experts = self._shape
-            generator = self._stream.generator(ROUTING_DOMAIN, block)
-            self._values = generator.random((rows, self._positions, layers, experts), dtype=np.float32)
+            rows, layers, units = self._shape
+            generator = self._stream.generator(self._domain, block)
+            self._values = generator.random((rows, self._positions, layers, units), dtype=np.float32)
             self._block = block
         return self._values[:, offset]
 

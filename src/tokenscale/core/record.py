@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tokenscale.core.cost import Cached, Packed, Ran
 from tokenscale.core.data import Candidate, RoutingStats, Trace
+from tokenscale.core.errors import ModelError
 from tokenscale.core.model import LanguageModel
 from tokenscale.core.noise import Stream
+from tokenscale.core.step import Work, pack_experts
 from tokenscale.core.strategy import Rows
 
 NEAR_TIE = 1e-5
@@ -24,6 +29,7 @@ class TokenRecord:
     token: int
     log_prob: float
     near_tie: bool
+    fell_back: bool
     rows: int
     routing: RoutingStats
     trace: tuple[float, float, float] | None
@@ -82,6 +88,7 @@ class Record:
             finish_reason=reason,
             stream=self.stream,
             near_ties=sum(t.near_tie for t in self.tokens),
+            fallbacks=sum(t.fell_back for t in self.tokens),
             routing=sum((t.routing for t in self.tokens), RoutingStats()),
             trace=self._trace(),
         )
@@ -92,6 +99,58 @@ class Record:
             return None
         entropy, disagreement, experts = zip(*traces, strict=True)
         return Trace(entropy, disagreement, tuple(t.rows for t in self.tokens), experts)
+
+
+class StepRecords:
+    """Makes the token records of one step, with what is vectorised over the batch done once.
+
+    `cached` are the caches of one sequence of the batch: those of the first one's model show its experts.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        works: Sequence[Work],
+        cached: Sequence[Cached],
+        log_probs: Float[Tensor, "beams vocab"],
+        fell_back: list[bool],
+        trace: bool,
+    ) -> None:
+        self._log_probs, self._fell_back = log_probs, fell_back
+        self._rows: list[int] = rows.valid.sum(-1).tolist()
+        own = [work.experts for work, cache in zip(works, cached, strict=True) if cache.model == cached[0].model]
+        self._layers = own[0].shape[1]
+        self._distinct = (own[0] if len(own) == 1 else torch.stack(own).any(0)).sum((-1, -2)).tolist()
+        self._choices: list[int] = sum(work.choices for work in works).tolist()  # type: ignore[union-attr]
+        self._changed: list[int] = sum(work.changed for work in works).tolist()  # type: ignore[union-attr]
+        self._ran = [(w.rows.tolist(), w.heads.tolist(), w.runs.tolist(), pack_experts(w.experts)) for w in works]
+        self._trace: list[tuple[float, float]] | None = None
+        if trace:
+            entropy, disagreement = entropy_and_disagreement(rows, log_probs)
+            self._trace = list(zip(entropy.tolist(), disagreement.tolist(), strict=True))
+
+    def ran(self, start: int, end: int) -> tuple[int, list[Ran]]:
+        """Number of the beams at the places from `start` to `end`, and what they ran over each cache."""
+        return end - start, [_ran(part, start, end) for part in self._ran]
+
+    def token(self, place: int, token: int, near_tie: bool) -> TokenRecord:
+        distinct = self._distinct[place]
+        routing = RoutingStats(self._choices[place], self._changed[place], distinct, self._layers)
+        trace = None
+        if self._trace is not None:
+            trace = (*self._trace[place], distinct / self._layers if self._layers else float("nan"))
+        log_prob = float(self._log_probs[place, token])
+        if math.isnan(log_prob):
+            raise ModelError("the model's logits are not numbers (NaN)", "check the weights, or use a wider dtype")
+        return TokenRecord(token, log_prob, near_tie, self._fell_back[place], self._rows[place], routing, trace)
+
+
+def _ran(part: tuple[list[int], list[int], list[int], Packed], start: int, end: int) -> Ran:
+    rows, heads, runs, experts = part
+    if end == start + 1:
+        return Ran(rows[start], heads[start], runs[start], experts[start])
+    union = np.bitwise_or.reduce(experts[start:end])
+    return Ran(sum(rows[start:end]), sum(heads[start:end]), sum(runs[start:end]), union)
 
 
 def cut(text: str, stop_strings: Sequence[str]) -> tuple[str, bool]:

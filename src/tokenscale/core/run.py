@@ -232,7 +232,7 @@ def run_problems(
             for completion in backend.advance() if runner.outstanding else ():
                 ended += runner.take(completion)
             for problem in ended:
-                results[problem.index] = _result(problem, Ledger(lm.shape), seed)
+                results[problem.index] = _result(problem, Ledger(), seed)
                 done += 1
                 report(done, len(prompts))
     finally:

@@ -7,7 +7,7 @@ token level, in the generator that `solve` returns at the sequence level.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Hashable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, ClassVar
@@ -16,10 +16,12 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
+from tokenscale.core.cost import Cached, Prefill
 from tokenscale.core.data import Ask, Candidate, RoutingStats
 from tokenscale.core.errors import PipelineError
-from tokenscale.core.model import LanguageModel, State, Step
+from tokenscale.core.model import LanguageModel, State
 from tokenscale.core.noise import Stream
+from tokenscale.core.step import Work
 
 
 class Kind(Enum):
@@ -89,6 +91,10 @@ class Aggregator(Stage):
     def aggregate(self, rows: Rows) -> Float[Tensor, "batch vocab"]:
         """Normalised natural log-probabilities, float32. Padding rows are ignored."""
 
+    def fell_back(self, rows: Rows) -> Bool[Tensor, " batch"]:
+        """Which sequences had no token that all rows allow, so that the first valid row was used instead."""
+        return torch.zeros(len(rows.logits), dtype=torch.bool)
+
     def init(self, batch: int, vocab: int) -> Any:
         """The fold's empty accumulator."""
         raise NotImplementedError(f"{type(self).__name__} has no fold form")
@@ -106,16 +112,18 @@ class Proposals(ABC):
     """The token level's state for a batch of sequences. One entry per sequence, in order."""
 
     @abstractmethod
-    def propose(self, tokens: Int[Tensor, " batch"]) -> tuple[Rows, Step]:
-        """Feeds one token to every sequence and returns the proposals for the next, with the forward's record.
-
-        The record's rows are those of `Rows`.
-        """
+    def propose(self, tokens: Int[Tensor, " batch"]) -> tuple[Rows, tuple[Work, ...]]:
+        """Feeds one token to every sequence; the proposals for the next, and what ran, one Work per cache."""
 
     @property
     @abstractmethod
-    def state(self) -> State:
-        """The cache, for lengths and prefill records."""
+    def cached(self) -> list[tuple[Cached, ...]]:
+        """Per sequence, its caches as prefilled, in the order of the works; a proposer always has as many."""
+
+    @property
+    @abstractmethod
+    def lengths(self) -> list[int]:
+        """Tokens stored per sequence, the prompt's included; of several caches, those of the first."""
 
     @abstractmethod
     def select(self, index: Sequence[int]) -> Proposals:
@@ -151,6 +159,9 @@ class TokenProposer(Stage):
 
     def check(self, lm: LanguageModel) -> None:
         """Raises CapabilityError, or ArgumentError for parameters that do not fit this model."""
+
+    def fits(self, aggregator: Aggregator, decoder: Decoder) -> None:
+        """Raises PipelineError where it cannot work with these; called when a pipeline is built."""
 
     @abstractmethod
     def start(self, lm: LanguageModel, prompts: Sequence[tuple[int, ...]], streams: Sequence[Stream]) -> Proposals:
@@ -214,14 +225,28 @@ class SequenceStrategy(Stage):
         """The generator of one problem."""
 
 
-def start_all(lm: LanguageModel, prompts: Sequence[tuple[int, ...]]) -> State:
+def start_all(lm: LanguageModel, prompts: Sequence[tuple[int, ...]]) -> tuple[State, list[Cached]]:
     """One cache for all prompts without their last tokens; equal prompts are prefilled once and forked."""
     unique = list(dict.fromkeys(prompts))
     state = lm.prefill([p[:-1] for p in unique])
-    if len(unique) == len(prompts):
-        return state
-    places = {prompt: i for i, prompt in enumerate(unique)}
-    return state.select([places[p] for p in prompts])
+    if len(unique) < len(prompts):
+        places = {prompt: i for i, prompt in enumerate(unique)}
+        state = state.select([places[p] for p in prompts])
+    return state, cached(lm, prompts, state.prefills)
+
+
+def cached(
+    lm: LanguageModel,
+    prompts: Sequence[tuple[int, ...]],
+    prefills: Sequence[Prefill],
+    sources: Sequence[Hashable] | None = None,
+) -> list[Cached]:
+    """What `Proposals.cached` says of one cache per sequence. `sources` tell apart caches of equal prompts."""
+    names = sources if sources is not None else [""] * len(prompts)
+    return [
+        Cached(lm.fingerprint, lm.shape, prompt, prefill, source)
+        for prompt, prefill, source in zip(prompts, prefills, names, strict=True)
+    ]
 
 
 def all_valid(logits: Float[Tensor, "batch rows vocab"]) -> Rows:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from tokenscale.core.cost import Packed
+from tokenscale.core.cost import Prefill
 from tokenscale.core.model import State
 
 COLUMN_BLOCK = 64
@@ -187,16 +187,16 @@ class CleanCache(Cache):  # type: ignore[misc]
 class CleanState(State):
     """A clean cache and where each sequence's row is."""
 
-    def __init__(self, cache: CleanCache, order: list[int], experts: list[Packed]) -> None:
-        self.cache, self.order, self._experts = cache, order, experts
+    def __init__(self, cache: CleanCache, order: list[int], prefills: list[Prefill]) -> None:
+        self.cache, self.order, self._prefills = cache, order, prefills
 
     @property
     def lengths(self) -> list[int]:
         return [self.cache.frame.width - self.cache.first[row] for row in self.order]
 
     @property
-    def prefill_experts(self) -> list[Packed]:
-        return self._experts
+    def prefills(self) -> list[Prefill]:
+        return self._prefills
 
     @property
     def in_order(self) -> bool:
@@ -205,9 +205,9 @@ class CleanState(State):
 
     def select(self, index: Sequence[int]) -> CleanState:
         order = self.cache.keep([self.order[i] for i in index])
-        return CleanState(self.cache, order, [self._experts[i] for i in index])
+        return CleanState(self.cache, order, [self._prefills[i] for i in index])
 
     def join(self, other: State) -> CleanState:
         assert isinstance(other, CleanState)
         order = self.order + self.cache.absorb(other.cache, other.order)
-        return CleanState(self.cache, order, self._experts + other._experts)
+        return CleanState(self.cache, order, self._prefills + other._prefills)

@@ -7,6 +7,7 @@ with the routers watched and, where the plan says so, perturbed (`routers.py`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,12 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tokenscale.core.cost import Packed
+from tokenscale.core.cost import Prefill
 from tokenscale.core.data import Prompt
 from tokenscale.core.errors import ModelError
-from tokenscale.core.model import (
-    PLAIN,
-    ROUTING_NOISE,
-    LanguageModel,
-    RowPlan,
-    State,
-    Step,
-    no_experts,
-    pack_experts,
-)
+from tokenscale.core.model import ROUTING_NOISE, LanguageModel, State
+from tokenscale.core.plan import PLAIN, Routing, RowPlan
+from tokenscale.core.step import Step, no_experts, pack_experts
 from tokenscale.models.clean_cache import CleanCache, CleanState
 from tokenscale.models.fingerprint import fingerprint
 from tokenscale.models.masks import additive, prefill_mask, row_mask
@@ -117,6 +111,7 @@ class HFModel(LanguageModel):
         self._routers = find_routers(model)
         refuse_hidden_experts(config, self._routers, type(model).__name__)
         self._cache_keyword = cache_keyword(model)
+        self.layers, self.hidden_size = config.num_hidden_layers, config.hidden_size
         self.context_length = getattr(config, "max_position_embeddings", None) or 2**31
         self.vocab_size = model.get_output_embeddings().weight.shape[0]
         generation = model.generation_config
@@ -156,7 +151,7 @@ class HFModel(LanguageModel):
         return decode(self.tokenizer, token_ids, self.name)
 
     @torch.no_grad()
-    def prefill(self, prompts: Sequence[Sequence[int]]) -> State:
+    def prefill(self, prompts: Sequence[Sequence[int]], routing: Sequence[Routing] | None = None) -> State:
         # The group of the longest prompts comes first: the others then fit into its buffers.
         groups = _groups([len(p) for p in prompts])[::-1]
         state = self._prefill([prompts[i] for i in groups[0]])
@@ -171,8 +166,7 @@ class HFModel(LanguageModel):
         cache = CleanCache(len(self._windows), len(prompts))
         cache.first = [length - len(p) for p in prompts]
         if length == 0:
-            nothing = pack_experts(no_experts(len(prompts), self.shape))
-            return CleanState(cache, list(range(len(prompts))), list(nothing))
+            return CleanState(cache, list(range(len(prompts))), self._no_prefills(len(prompts)))
         device = self.model.device
         ids = torch.tensor([[0] * (length - len(p)) + list(p) for p in prompts], device=device)
         first = torch.tensor(cache.first, device=device)
@@ -180,18 +174,22 @@ class HFModel(LanguageModel):
         mask = None
         if any(cache.first) or any(self._windows):
             mask = self._per_kind({w: prefill_mask(first, length, w) for w in set(self._windows)})
-        with watch(self._routers, PLAIN, len(prompts)) as record:
+        with watch(self._routers, None) as record:
             self._forward(self.model.base_model, cache, ids, positions, mask)
         cache.commit(length)
         cache.frame.start = min(cache.first)
-        return CleanState(cache, list(range(len(prompts))), self._prefill_marks(record, first, length))
+        return CleanState(cache, list(range(len(prompts))), self._prefills(record, first, length))
 
-    def _prefill_marks(self, record: RoutingRecord, first: Int[Tensor, " batch"], length: int) -> list[Packed]:
+    def _prefills(self, record: RoutingRecord, first: Int[Tensor, " batch"], length: int) -> list[Prefill]:
         if not self._routers:
-            return list(pack_experts(no_experts(len(first), self.shape)))
-        marks = record.marks(len(first), length, self.shape.experts)
+            return self._no_prefills(len(first))
         real = torch.arange(length, device=first.device) >= first[:, None]
-        return list(pack_experts((marks & real[..., None, None]).any(1)))
+        marks = record.marks(len(first), length, self.shape.experts) & real[..., None, None]
+        runs = marks.sum((1, 2, 3)).tolist()
+        return [Prefill(e, r) for e, r in zip(pack_experts(marks.any(1)), runs, strict=True)]
+
+    def _no_prefills(self, count: int) -> list[Prefill]:
+        return [Prefill(experts, 0) for experts in pack_experts(no_experts(count, self.shape))]
 
     @torch.no_grad()
     def step(self, state: State, tokens: Int[Tensor, " batch"], plan: RowPlan = PLAIN) -> Step:
@@ -200,11 +198,11 @@ class HFModel(LanguageModel):
         places = None if state.in_order else torch.tensor(state.order)
         if places is not None:
             tokens = torch.empty_like(tokens).index_copy_(0, places, tokens)
-            plan = _reordered(plan, places)
+            plan = _reordered(plan, state.order)
         batch = len(tokens)
         cache.reserve(n)
         lengths = torch.tensor([cache.frame.width - column for column in cache.first], device=device)
-        with watch(self._routers, plan, batch) as record:
+        with watch(self._routers, plan.routing) as record:
             logits = self._forward(
                 self.model,
                 cache,
@@ -214,11 +212,12 @@ class HFModel(LanguageModel):
             ).logits.float()
         cache.commit(1)
         experts = record.marks(batch, n, self.shape.experts) if self._routers else None
-        changed = record.changed(batch, n, self.shape.experts) if plan.shift is not None else None
+        changed = record.changed(batch, n, self.shape.experts) if plan.routing is not None else None
+        noisy = None if plan.routing is None or plan.routing.noisy is None else plan.routing.noisy.permute(1, 2, 0)
         if places is None:
-            return Step(logits, experts, changed, plan.choices)
+            return Step(logits, experts, changed, noisy)
         back = places.to(device)
-        return Step(logits[back], _at(experts, back), _at(changed, back), plan.choices)
+        return Step(logits[back], _at(experts, back), _at(changed, back), _at(noisy, places))
 
     def _row_masks(self, cache: CleanCache, n: int) -> Any:
         """None where one row sees everything that is stored."""
@@ -259,9 +258,8 @@ def _at(value: Tensor | None, index: Tensor) -> Tensor | None:
     return None if value is None else value[index]
 
 
-def _reordered(plan: RowPlan, places: Int[Tensor, " batch"]) -> RowPlan:
+def _reordered(plan: RowPlan, order: list[int]) -> RowPlan:
     """The plan with sequence b's noise where sequence b's row is."""
-    if plan.shift is None:
+    if plan.routing is None:
         return plan
-    shift = torch.empty_like(plan.shift).index_copy_(1, places.to(plan.shift.device), plan.shift)
-    return RowPlan(plan.n, shift, plan.noisy_layers)
+    return replace(plan, routing=plan.routing.at(torch.tensor(order).argsort()))

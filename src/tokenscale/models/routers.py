@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from tokenscale.core.errors import ModelError, RoutingError
-from tokenscale.core.model import RowPlan
+from tokenscale.core.plan import Routing
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,8 @@ def _marks(indices: Int[Tensor, "*rows top_k"], experts: int) -> Bool[Tensor, "*
 
 
 @contextmanager
-def watch(routers: list[Router], plan: RowPlan, batch: int) -> Iterator[RoutingRecord]:
-    """Records every router's choice during one forward and, where the plan has noise, changes it.
+def watch(routers: list[Router], routing: Routing | None) -> Iterator[RoutingRecord]:
+    """Records every router's choice during one forward and, where `routing` says so, changes it.
 
     Tokens reach a router as [batch, rows] flattened. The hooks are gone after any exit. Raises
     RoutingError for a router that was not called exactly once.
@@ -115,7 +115,7 @@ def watch(routers: list[Router], plan: RowPlan, batch: int) -> Iterator[RoutingR
     handles = []
     try:
         for layer, router in enumerate(routers):
-            handles.append(router.module.register_forward_hook(_hook(router, layer, plan, batch, record)))
+            handles.append(router.module.register_forward_hook(_hook(router, layer, routing, record)))
         yield record
     finally:
         for handle in handles:
@@ -128,16 +128,18 @@ def watch(routers: list[Router], plan: RowPlan, batch: int) -> Iterator[RoutingR
         )
 
 
-def _hook(router: Router, layer: int, plan: RowPlan, batch: int, record: RoutingRecord) -> Any:
-    noisy = plan.shift is not None and plan.noisy_layers[layer]
+def _hook(router: Router, layer: int, routing: Routing | None, record: RoutingRecord) -> Any:
+    noisy = routing is not None and routing.noisy is not None and bool(routing.noisy[layer].any())
 
     def hook(module: nn.Module, args: Any, output: tuple[Tensor, Tensor, Tensor]) -> Any:
         logits, weights, indices = output
-        if plan.shift is not None:
+        if routing is not None:
             record.clean.append(indices)
         if noisy:
-            assert plan.shift is not None
-            weights, indices = perturb(router, logits, weights, indices, plan.shift[layer])
+            assert routing is not None
+            assert routing.noise is not None
+            assert routing.noisy is not None
+            weights, indices = perturb(router, logits, weights, indices, routing.noise[layer], routing.noisy[layer])
         record.chosen.append(indices)
         return (logits, weights, indices) if noisy else None
 
@@ -149,14 +151,13 @@ def perturb(
     logits: Float[Tensor, "tokens experts"],
     weights: Float[Tensor, "tokens top_k"],
     indices: Int[Tensor, "tokens top_k"],
-    shift: Float[Tensor, "batch rows experts"],
+    noise: Float[Tensor, "batch rows experts"],
+    noisy: Bool[Tensor, "batch rows"],
 ) -> tuple[Float[Tensor, "tokens top_k"], Int[Tensor, "tokens top_k"]]:
-    """Indices = TopK(R + shift, k) with the gate weights of R; row 0 keeps what the router itself said."""
+    """Indices = TopK(R + noise, k) with the gate weights of R; rows without noise keep what the router said."""
     assert router.renormalise is not None
-    batch, rows, experts = shift.shape
-    noisy = (logits.float().view(batch, rows, experts) + shift.to(logits.device))[:, 1:]
-    chosen = noisy.topk(router.top_k, dim=-1).indices
-    gate = gates(logits.view(batch, rows, experts)[:, 1:], chosen, router.renormalise)
-    new_weights, new_indices = weights.view(batch, rows, -1).clone(), indices.view(batch, rows, -1).clone()
-    new_weights[:, 1:], new_indices[:, 1:] = gate.to(weights.dtype), chosen
-    return new_weights.flatten(0, 1), new_indices.flatten(0, 1)
+    moved = logits.float() + noise.flatten(0, 1).to(logits.device)
+    chosen = moved.topk(router.top_k, dim=-1).indices
+    gate = gates(logits, chosen, router.renormalise).to(weights.dtype)
+    where = noisy.flatten().to(logits.device)[:, None]
+    return torch.where(where, gate, weights), torch.where(where, chosen, indices)

@@ -5,88 +5,34 @@ from __future__ import annotations
 import hashlib
 import string
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Int
-from numpy.typing import NDArray
 from scipy.special import log_softmax
 from torch import Tensor
 
-from tokenscale.core.cost import ModelShape, Packed
+from tokenscale.core.cost import Prefill
 from tokenscale.core.data import Prompt
 from tokenscale.core.errors import CapabilityError, ModelError, PromptError, at_least
-from tokenscale.core.model import PLAIN, ROUTING_NOISE, LanguageModel, RowPlan, State, Step
+from tokenscale.core.model import DROPOUT, EARLY_LAYERS, EXPERT_RANKS, ROUTING_NOISE, LanguageModel, State
+from tokenscale.core.plan import PLAIN, Dropout, Routing, RowPlan
+from tokenscale.core.step import Step
+from tokenscale.models.toy_parts import (
+    Array,
+    Choosing,
+    Pass,
+    ToySequence,
+    ToyState,
+    random_weights,
+    softmax,
+    toy_shape,
+)
 from tokenscale.models.toy_tokenizer import END, ToyTokenizer
-
-Array = NDArray[np.float64]
-Marks = NDArray[np.bool_]
 
 WORDS = (*string.digits, " ", "\n", ".", "+", "=", " and", " so", " then", " gives", " The answer is ")
 SPELLING = string.ascii_letters + string.punctuation
 AGE_SLOPE = 0.05
-
-
-class Weights(NamedTuple):
-    """The seeded tables, float64. Levels are the MoE layers and one more."""
-
-    embed: Array  # vocab width
-    keys: Array  # levels width width
-    router: Array  # moe_layers width experts
-    expert: Array  # moe_layers experts width width
-    unembed: Array  # width vocab
-
-
-class Pass(NamedTuple):
-    """One token's way through the model in one row."""
-
-    keys: Array  # levels width
-    experts: Marks  # moe_layers experts
-    changed: Marks  # moe_layers
-    hidden: Array  # width
-
-
-@dataclass
-class _Sequence:
-    """One sequence's cache: the keys of its tokens, [tokens, levels, width], never changed in place."""
-
-    past: Array
-    prefill_experts: Packed
-
-
-class ToyState(State):
-    """Caches, one per sequence. A state that was given away by `select` or `join` refuses further use."""
-
-    def __init__(self, sequences: list[_Sequence]) -> None:
-        self._sequences: list[_Sequence] | None = sequences
-
-    @property
-    def sequences(self) -> list[_Sequence]:
-        if self._sequences is None:
-            raise ModelError("this state was given away by select or join", "use the state that they returned")
-        return self._sequences
-
-    def _give_away(self) -> list[_Sequence]:
-        sequences, self._sequences = self.sequences, None
-        return sequences
-
-    @property
-    def lengths(self) -> list[int]:
-        return [len(s.past) for s in self.sequences]
-
-    @property
-    def prefill_experts(self) -> list[Packed]:
-        return [s.prefill_experts for s in self.sequences]
-
-    def select(self, index: Sequence[int]) -> ToyState:
-        sequences = self._give_away()
-        return ToyState([_Sequence(sequences[i].past, sequences[i].prefill_experts) for i in index])
-
-    def join(self, other: State) -> ToyState:
-        assert isinstance(other, ToyState)
-        return ToyState(self._give_away() + other._give_away())
 
 
 class ToyModel(LanguageModel):
@@ -100,7 +46,9 @@ class ToyModel(LanguageModel):
 
     It writes `words` and reads the characters of `spelling` too, whose logits are -inf. Id 0 begins
     and ends every text. `moe_layers` 0 is a dense model. Each sequence and row is computed by
-    itself: nothing depends on the batch, to the last bit.
+    itself: nothing depends on the batch, to the last bit. A level is a layer; dropout acts on what it
+    adds last (the experts' sum, or attention's in the last level), and an early layer's logits are made
+    of x behind that level.
     """
 
     def __init__(
@@ -125,11 +73,14 @@ class ToyModel(LanguageModel):
         self.tokenizer = self._tokenizer if with_tokenizer else None
         self.context_length, self.top_k, self.sharpness = context_length, top_k, sharpness
         self.eos_ids, self.suppressed_ids = frozenset({END}), frozenset(suppressed_ids)
-        self.capabilities = frozenset({ROUTING_NOISE} if moe_layers else ())
+        self.capabilities = frozenset(
+            {DROPOUT, EARLY_LAYERS} | ({ROUTING_NOISE, EXPERT_RANKS} if moe_layers else set())
+        )
+        self.layers, self.hidden_size = moe_layers + 1, width
         self.sampling_defaults = {}
         self.name = "toy" if moe_layers else "dense toy"
-        self.weights = _weights(self.vocab_size, moe_layers, experts, width, seed)
-        self.shape = _shape(self.weights, top_k)
+        self.weights = random_weights(self.vocab_size, moe_layers, experts, width, seed)
+        self.shape = toy_shape(self.weights, top_k)
         digest = hashlib.blake2b(repr((pieces, len(words), top_k, sharpness)).encode(), digest_size=16)
         for table in self.weights:
             digest.update(table.tobytes())
@@ -162,58 +113,89 @@ class ToyModel(LanguageModel):
     def inspect_layers(self) -> list[str]:
         return [f"layers.{i}" for i in range(self.shape.moe_layers)]
 
-    def prefill(self, prompts: Sequence[Sequence[int]]) -> ToyState:
-        return ToyState([self._prefill(p) for p in prompts])
+    def prefill(self, prompts: Sequence[Sequence[int]], routing: Sequence[Routing] | None = None) -> ToyState:
+        return ToyState([self._prefill(p, routing[b] if routing else None) for b, p in enumerate(prompts)])
 
-    def _prefill(self, prompt: Sequence[int]) -> _Sequence:
+    def _prefill(self, prompt: Sequence[int], routing: Routing | None = None) -> ToySequence:
         past = np.zeros((0, *self.weights.keys.shape[:2]))
-        experts = np.zeros((self.shape.moe_layers, self.shape.experts), np.bool_)
-        for token in prompt:
-            row = self._forward(past, token)
+        experts, runs = np.zeros((self.shape.moe_layers, self.shape.experts), np.bool_), 0
+        for position, token in enumerate(prompt):
+            row = self._forward(past, token, self._choosing(routing, 0, position))
             past, experts = np.concatenate([past, row.keys[None]]), experts | row.experts
-        return _Sequence(past, np.packbits(experts, axis=-1))
+            runs += int(row.experts.sum())
+        return ToySequence(past, Prefill(np.packbits(experts, axis=-1), runs))
+
+    def _choosing(self, routing: Routing | None, batch: int, row: int) -> Choosing | None:
+        if routing is None:
+            return None
+        return Choosing.of(routing, batch, row, self.shape.moe_layers, self.shape.experts)
 
     def step(self, state: State, tokens: Int[Tensor, " batch"], plan: RowPlan = PLAIN) -> Step:
         assert isinstance(state, ToyState)
-        if max(state.lengths, default=0) >= self.context_length:
+        if plan.commit and max(state.lengths, default=0) >= self.context_length:
             raise ModelError(f"{self.name} holds {self.context_length} tokens", "ask for fewer new tokens")
-        shift = None if plan.shift is None else plan.shift.double().numpy()
-        rows = [
-            [self._forward(s.past, token, None if shift is None else shift[:, b, i]) for i in range(plan.n)]
-            for b, (s, token) in enumerate(zip(state.sequences, tokens.tolist(), strict=True))
-        ]
-        for sequence, (clean, *_) in zip(state.sequences, rows, strict=True):
-            sequence.past = np.concatenate([sequence.past, clean.keys[None]])
+        rows = [self._rows(s, token, plan, b) for b, (s, token) in enumerate(self._fed(state, tokens))]
+        if plan.commit:
+            for sequence, (clean, *_) in zip(state.sequences, rows, strict=True):
+                sequence.past = np.concatenate([sequence.past, clean.keys[None]])
+        levels = [-1, *plan.early_layers]
+        logits = [[self._logits(r.hidden[level]) for r in s for level in levels] for s in rows]
+        noisy = None if plan.routing is None else plan.routing.noisy
         return Step(
-            logits=torch.tensor(np.array([[self._logits(r.hidden) for r in s] for s in rows]), dtype=torch.float32),
-            experts=torch.tensor(np.array([[r.experts for r in s] for s in rows])) if self.capabilities else None,
-            changed=None if shift is None else torch.tensor(np.array([[r.changed for r in s] for s in rows])),
-            choices=plan.choices,
+            logits=torch.tensor(np.array(logits), dtype=torch.float32),
+            experts=torch.tensor(np.array([[r.experts for r in s] for s in rows])) if self.shape.moe_layers else None,
+            changed=None if noisy is None else torch.tensor(np.array([[r.changed for r in s] for s in rows])),
+            noisy=None if noisy is None else noisy.permute(1, 2, 0),
         )
 
-    def _forward(self, past: Array, token: int, shift: Array | None = None) -> Pass:
-        """One token after `past`; `shift`, [moe_layers, experts], moves the choice of experts."""
+    def _fed(self, state: ToyState, tokens: Int[Tensor, " batch"]) -> list[tuple[ToySequence, int]]:
+        return list(zip(state.sequences, tokens.tolist(), strict=True))
+
+    def _rows(self, sequence: ToySequence, token: int, plan: RowPlan, batch: int) -> list[Pass]:
+        past, clean = sequence.past, None
+        if not plan.commit:
+            past, clean = past[:-1], past[-1] if plan.current_kv == "clean" else None
+        rows: list[Pass] = []
+        for i in range(plan.n):
+            kept = None if plan.dropout is None else _kept(plan.dropout, batch, i)
+            rows.append(self._forward(past, token, self._choosing(plan.routing, batch, i), kept, clean))
+            if plan.commit and plan.current_kv == "clean":
+                clean = rows[0].keys
+        return rows
+
+    def _forward(
+        self,
+        past: Array,
+        token: int,
+        choosing: Choosing | None = None,
+        kept: Array | None = None,
+        current: Array | None = None,
+    ) -> Pass:
+        """One token after `past`. `choosing` moves the choice of experts; `kept`, [levels, width], multiplies
+        what every level adds last; `current`, [levels, width], are seen for the token's own keys."""
         layers, x = self.shape.moe_layers, self.weights.embed[token]
-        keys = np.empty(past.shape[1:])
+        keys, hidden = np.empty(past.shape[1:]), np.empty(past.shape[1:])
         experts = np.zeros((layers, self.shape.experts), np.bool_)
         changed = np.zeros(layers, np.bool_)
         age = AGE_SLOPE * np.arange(len(past), -1, -1)
         for level in range(layers + 1):
             keys[level] = np.tanh(x @ self.weights.keys[level])
-            seen = np.concatenate([past[:, level], keys[level][None]])
-            x = x + _softmax(seen @ x / np.sqrt(len(x)) - age) @ seen
-            if level == layers:
-                break
-            u = np.tanh(x)
-            scores = u @ self.weights.router[level]
-            clean = self._top(scores)
-            chosen = clean if shift is None else self._top(scores + shift[level])
-            experts[level, chosen], changed[level] = True, set(chosen) != set(clean)
-            x = x + _softmax(scores[chosen]) @ np.tanh(u @ self.weights.expert[level, chosen])
-        return Pass(keys, experts, changed, x)
-
-    def _top(self, scores: Array) -> NDArray[np.intp]:
-        return np.argsort(-scores, kind="stable")[: self.top_k]
+            own = keys[level] if current is None else current[level]
+            seen = np.concatenate([past[:, level], own[None]])
+            added = softmax(seen @ x / np.sqrt(len(x)) - age) @ seen
+            if level < layers:
+                x = x + added
+                u = np.tanh(x)
+                scores = u @ self.weights.router[level]
+                clean, gate_logits = np.argsort(-scores, kind="stable")[: self.top_k], scores
+                chosen = clean
+                if choosing is not None:
+                    chosen, gate_logits = choosing.choose(scores, level, self.top_k)
+                experts[level, chosen], changed[level] = True, set(chosen) != set(clean)
+                added = softmax(gate_logits[chosen]) @ np.tanh(u @ self.weights.expert[level, chosen])
+            x = x + (added if kept is None else added * kept[level])
+            hidden[level] = x
+        return Pass(keys, experts, changed, hidden)
 
     def _logits(self, hidden: Array) -> Array:
         logits: Array = self.sharpness * np.tanh(hidden) @ self.weights.unembed
@@ -223,7 +205,7 @@ class ToyModel(LanguageModel):
     def exact_log_probs(self, prefix: Sequence[int]) -> Array:
         """Natural log-probabilities of the token after `prefix` (not empty), float64, shape [vocab]."""
         row = self._forward(self._prefill(prefix[:-1]).past, prefix[-1])
-        return np.asarray(log_softmax(self._logits(row.hidden)))
+        return np.asarray(log_softmax(self._logits(row.hidden[-1])))
 
     def continuations(
         self,
@@ -249,36 +231,8 @@ class ToyModel(LanguageModel):
         return ended | growing
 
 
-def _softmax(scores: Array) -> Array:
-    powers = np.exp(scores - scores.max())
-    shares: Array = powers / powers.sum()
-    return shares
-
-
-def _weights(vocab: int, moe_layers: int, experts: int, width: int, seed: int) -> Weights:
-    random = np.random.default_rng(seed)
-    return Weights(
-        embed=random.normal(size=(vocab, width)),
-        keys=random.normal(size=(moe_layers + 1, width, width)) / np.sqrt(width),
-        router=random.normal(size=(moe_layers, width, experts)) / np.sqrt(width),
-        expert=random.normal(size=(moe_layers, experts, width, width)) * (2 / np.sqrt(width)),
-        unembed=random.normal(size=(width, vocab)) / np.sqrt(width),
-    )
-
-
-def _shape(weights: Weights, top_k: int) -> ModelShape:
-    width, levels = len(weights.unembed), len(weights.keys)
-    moe_layers, experts = weights.router.shape[0], weights.router.shape[2]
-    dense = weights.keys.size + weights.router.size
-    return ModelShape(
-        dense_flops=2.0 * dense,
-        head_flops=2.0 * weights.unembed.size,
-        expert_flops=2.0 * width * width * top_k * moe_layers,
-        attention=((4.0 * width * levels, None),),
-        dense_bytes=8.0 * (dense + weights.unembed.size),
-        expert_bytes=8.0 * width * width,
-        kv_bytes=8.0 * width * levels,
-        moe_layers=moe_layers,
-        experts=experts if moe_layers else 0,
-        top_k=top_k if moe_layers else 0,
-    )
+def _kept(dropout: Dropout, batch: int, row: int) -> Array:
+    """What the units of every level are multiplied with."""
+    uniforms = dropout.uniforms[:, batch, row].double().numpy()
+    kept: Array = np.where(uniforms < dropout.rate, 0.0, 1 / (1 - dropout.rate))
+    return np.ones_like(kept) if (uniforms == 1).all() else kept

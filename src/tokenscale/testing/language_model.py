@@ -10,7 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tokenscale.core.data import Prompt
-from tokenscale.core.model import PLAIN, ROUTING_NOISE, LanguageModel, RowPlan, State, Step, pack_experts
+from tokenscale.core.model import ROUTING_NOISE, LanguageModel, State
+from tokenscale.core.plan import PLAIN, Routing, RowPlan
+from tokenscale.core.step import Step, pack_experts
 from tokenscale.testing.expect import expect, expect_close
 
 Ids = tuple[int, ...]
@@ -54,7 +56,7 @@ def _step(lm: LanguageModel, state: State, tokens: Sequence[int], plan: RowPlan 
         marks = step.experts
         expect(marks is not None and marks.shape == (len(tokens), plan.n, layers, experts), "experts are marked")
         expect(marks is not None and bool((marks.sum(-1) == lm.shape.top_k).all()), "each row runs top_k experts")
-    return Step(step.logits.cpu(), _cpu(step.experts), _cpu(step.changed), step.choices)
+    return Step(step.logits.cpu(), _cpu(step.experts), _cpu(step.changed), _cpu(step.noisy))
 
 
 def _cpu(marks: Tensor | None) -> Tensor | None:
@@ -97,8 +99,10 @@ def _check_prefill(lm: LanguageModel, ids: list[Ids], wanted: list[Tensor], atol
         for token in prompt[:-1]:
             marks = _step(lm, stepped, [token]).experts
             ran = ran if marks is None else ran | pack_experts(marks[0, 0])
-        [prefilled] = lm.prefill([prompt[:-1]]).prefill_experts
-        expect(np.array_equal(prefilled, ran), "prefill_experts are those its tokens ran, packed")
+        [prefilled] = lm.prefill([prompt[:-1]]).prefills
+        expect(np.array_equal(prefilled.experts, ran), "a prefill's experts are those its tokens ran, packed")
+        runs = (len(prompt) - 1) * lm.shape.moe_layers * lm.shape.top_k
+        expect(prefilled.runs == runs, "a prefill's runs are its tokens' experts, summed")
 
 
 def _check_batch(lm: LanguageModel, ids: list[Ids], wanted: list[Tensor], atol: float) -> None:
@@ -131,11 +135,13 @@ def _check_noise(lm: LanguageModel, ids: list[Ids], wanted: list[Tensor], atol: 
     layers, experts = lm.shape.moe_layers, lm.shape.experts
     shift = torch.randn(layers, len(ids), 4, experts, generator=torch.Generator().manual_seed(0))
     shift[:, :, 0] = 0
-    plan = RowPlan(4, shift, (True,) * layers)
+    plan = RowPlan(4, Routing.of(shift))
     state = lm.prefill([p[:-1] for p in ids])
     step = _step(lm, state, [p[-1] for p in ids], plan)
     expect_close(step.logits[:, 0], torch.stack([w[-1] for w in wanted]), atol, "row 0 is the model itself")
-    expect(step.choices == 3 * layers, "choices are noisy rows times noisy layers")
+    noisy = step.noisy
+    expect(noisy is not None and noisy.shape == (len(ids), 4, layers), "noisy is [batch, rows, moe_layers]")
+    expect(noisy is not None and bool((noisy.sum((1, 2)) == 3 * layers).all()), "noisy marks what noise took part in")
     changed, ran = step.changed, step.experts
     expect(changed is not None and changed.shape == (len(ids), 4, layers), "changed is [batch, rows, moe_layers]")
     assert changed is not None
@@ -155,8 +161,7 @@ def _check_selection(lm: LanguageModel, ids: list[Ids]) -> None:
     for layer in range(layers):
         shift = torch.zeros(layers, 1, 2, experts)
         shift[layer, 0, 1, :top_k] = 1e4
-        plan = RowPlan(2, shift, tuple(place == layer for place in range(layers)))
-        step = _step(lm, lm.prefill([ids[0][:-1]]), [ids[0][-1]], plan)
+        step = _step(lm, lm.prefill([ids[0][:-1]]), [ids[0][-1]], RowPlan(2, Routing.of(shift)))
         assert step.experts is not None
         chosen = step.experts[0, 1, layer].nonzero().flatten().tolist()
         expect(chosen == list(range(top_k)), f"TopK(R + shift, k) chooses in MoE layer {layer}")

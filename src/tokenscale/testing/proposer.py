@@ -52,15 +52,15 @@ def _run(proposals: Proposals, tokens: Sequence[Sequence[int]]) -> list[list[Flo
     """The valid rows of every sequence, step by step, when `tokens[step][sequence]` are fed."""
     found: list[list[Tensor]] = [[] for _ in tokens[0]]
     for fed in tokens:
-        before = proposals.state.lengths
+        before = proposals.lengths
         with torch.no_grad():
-            rows, step = proposals.propose(torch.tensor(list(fed)))
-        expect(proposals.state.lengths == [n + 1 for n in before], "a proposal stores one token")
+            rows, works = proposals.propose(torch.tensor(list(fed)))
+        expect(proposals.lengths == [n + 1 for n in before], "a proposal stores one token")
         expect(rows.logits.dtype == torch.float32 and rows.logits.shape[0] == len(fed), "float32 [batch, rows, vocab]")
         expect(rows.valid.shape == rows.logits.shape[:2], "valid is [batch, rows]")
         expect(bool(rows.valid.any(1).all()), "every sequence has a valid row")
-        if step.experts is not None:
-            expect(step.experts.shape[:2] == rows.valid.shape, "the step's record has the rows of the proposals")
+        expect(all(len(work.rows) == len(fed) for work in works), "every work has an entry a sequence")
+        expect(all(len(caches) == len(works) for caches in proposals.cached), "one work per cache")
         for b, valid in enumerate(rows.valid):
             found[b].append(rows.logits[b, valid].cpu())
     return found
@@ -77,7 +77,7 @@ def _check_batch(
 ) -> None:
     order = list(reversed(range(len(prompts))))
     started = proposer.start(lm, [prompts[b] for b in order], [streams[b] for b in order])
-    expect(started.state.lengths == [len(prompts[b]) - 1 for b in order], "start prefills all but the last token")
+    expect(started.lengths == [len(prompts[b]) - 1 for b in order], "start prefills all but the last token")
     together = _run(started, list(zip(*((prompts[b][-1], *follow[b]) for b in order), strict=True)))
     for b, found in zip(order, together, strict=True):
         for rows, wanted in zip(found, alone[b], strict=True):

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from jaxtyping import Int
 from torch import Tensor
 
-from tokenscale.core.model import LanguageModel, State, Step
+from tokenscale.core.cost import Cached
+from tokenscale.core.model import LanguageModel, State
 from tokenscale.core.noise import Stream
+from tokenscale.core.step import Work
 from tokenscale.core.strategy import Aggregator, Proposals, Rows, TokenProposer, all_valid, start_all
 from tokenscale.token_level.aggregators import MeanProbability
 
@@ -17,22 +19,27 @@ from tokenscale.token_level.aggregators import MeanProbability
 class PlainProposals(Proposals):
     """A cache and the model that fills it."""
 
-    def __init__(self, lm: LanguageModel, state: State) -> None:
-        self._lm, self._state = lm, state
+    def __init__(self, lm: LanguageModel, state: State, cached: Sequence[Cached]) -> None:
+        self._lm, self._state, self._cached = lm, state, list(cached)
 
-    def propose(self, tokens: Int[Tensor, " batch"]) -> tuple[Rows, Step]:
+    def propose(self, tokens: Int[Tensor, " batch"]) -> tuple[Rows, tuple[Work, ...]]:
         step = self._lm.step(self._state, tokens)
-        return all_valid(step.logits), step
+        return all_valid(step.logits), (step.work(self._lm.shape),)
 
     @property
-    def state(self) -> State:
-        return self._state
+    def cached(self) -> list[tuple[Cached, ...]]:
+        return [(one,) for one in self._cached]
+
+    @property
+    def lengths(self) -> list[int]:
+        return self._state.lengths
 
     def select(self, index: Sequence[int]) -> PlainProposals:
-        return PlainProposals(self._lm, self._state.select(index))
+        return PlainProposals(self._lm, self._state.select(index), [self._cached[i] for i in index])
 
     def join(self, other: Proposals) -> PlainProposals:
-        return PlainProposals(self._lm, self._state.join(other.state))
+        assert isinstance(other, PlainProposals)
+        return PlainProposals(self._lm, self._state.join(other._state), self._cached + other._cached)
 
 
 @dataclass(frozen=True)
@@ -44,4 +51,4 @@ class Plain(TokenProposer):
         return MeanProbability()
 
     def start(self, lm: LanguageModel, prompts: Sequence[tuple[int, ...]], streams: Sequence[Stream]) -> PlainProposals:
-        return PlainProposals(lm, start_all(lm, prompts))
+        return PlainProposals(lm, *start_all(lm, prompts))

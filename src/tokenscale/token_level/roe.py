@@ -16,10 +16,13 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from tokenscale.core.cost import Cached
 from tokenscale.core.data import RoutingStats
 from tokenscale.core.errors import ArgumentError, CapabilityError, at_least, finite
-from tokenscale.core.model import ROUTING_NOISE, LanguageModel, RowPlan, State, Step
-from tokenscale.core.noise import RoutingNoiseReader, Stream, gumbel
+from tokenscale.core.model import ROUTING_NOISE, LanguageModel, State
+from tokenscale.core.noise import ROUTING_DOMAIN, RowNoiseReader, Stream, gumbel
+from tokenscale.core.plan import Routing, RowPlan
+from tokenscale.core.step import Work
 from tokenscale.core.strategy import Aggregator, Proposals, Rows, TokenProposer, all_valid, start_all
 from tokenscale.token_level.aggregators import MeanProbability
 from tokenscale.token_level.plain import Plain
@@ -99,21 +102,28 @@ class RoE(TokenProposer):
         if not self.random:
             return Plain().start(lm, prompts, streams)
         tau = self.taus(lm.shape.moe_layers)
-        readers = [RoutingNoiseReader(s, self.n - 1, lm.shape.moe_layers, lm.shape.experts) for s in streams]
-        return RoEProposals(lm, tau, start_all(lm, prompts), readers)
+        size = (self.n - 1, lm.shape.moe_layers, lm.shape.experts)
+        readers = [RowNoiseReader(s, ROUTING_DOMAIN, *size) for s in streams]
+        return RoEProposals(lm, tau, *start_all(lm, prompts), readers)
 
 
 class RoEProposals(Proposals):
     """The clean cache, and a source of noise per sequence (forks of a sequence share theirs)."""
 
     def __init__(
-        self, lm: LanguageModel, tau: tuple[float, ...], state: State, readers: Sequence[RoutingNoiseReader]
+        self,
+        lm: LanguageModel,
+        tau: tuple[float, ...],
+        state: State,
+        cached: Sequence[Cached],
+        readers: Sequence[RowNoiseReader],
     ) -> None:
-        self._lm, self._tau, self._state, self._readers = lm, tau, state, list(readers)
+        self._lm, self._tau, self._state = lm, tau, state
+        self._cached, self._readers = list(cached), list(readers)
 
-    def propose(self, tokens: Int[Tensor, " batch"]) -> tuple[Rows, Step]:
+    def propose(self, tokens: Int[Tensor, " batch"]) -> tuple[Rows, tuple[Work, ...]]:
         step = self._lm.step(self._state, tokens, self._plan())
-        return all_valid(step.logits), step
+        return all_valid(step.logits), (step.work(self._lm.shape),)
 
     def _plan(self) -> RowPlan:
         noisy = [layer for layer, tau in enumerate(self._tau) if tau > 0]
@@ -123,20 +133,26 @@ class RoEProposals(Proposals):
         G = gumbel(torch.from_numpy(draws[:, :, noisy])).permute(2, 0, 1, 3)
         tau = torch.tensor(self._tau)[noisy, None, None, None]
         batch, others, layers, experts = draws.shape
-        shift = torch.zeros(layers, batch, 1 + others, experts)
-        shift[noisy, :, 1:] = tau * G
-        return RowPlan(1 + others, shift, tuple(t > 0 for t in self._tau))
+        noise = torch.zeros(layers, batch, 1 + others, experts)
+        noise[noisy, :, 1:] = tau * G
+        return RowPlan(1 + others, Routing.of(noise))
 
     @property
-    def state(self) -> State:
-        return self._state
+    def cached(self) -> list[tuple[Cached, ...]]:
+        return [(one,) for one in self._cached]
+
+    @property
+    def lengths(self) -> list[int]:
+        return self._state.lengths
 
     def select(self, index: Sequence[int]) -> RoEProposals:
-        return RoEProposals(self._lm, self._tau, self._state.select(index), [self._readers[i] for i in index])
+        cached, readers = [self._cached[i] for i in index], [self._readers[i] for i in index]
+        return RoEProposals(self._lm, self._tau, self._state.select(index), cached, readers)
 
     def join(self, other: Proposals) -> RoEProposals:
         assert isinstance(other, RoEProposals)
-        return RoEProposals(self._lm, self._tau, self._state.join(other.state), self._readers + other._readers)
+        state = self._state.join(other._state)
+        return RoEProposals(self._lm, self._tau, state, self._cached + other._cached, self._readers + other._readers)
 
 
 def _checked(tau: object) -> float:
