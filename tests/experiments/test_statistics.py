@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -110,6 +110,17 @@ def test_sign_flip_equals_scipy(differences):
     values = np.array(differences) / 100
     theirs = stats.permutation_test((values,), np.sum, permutation_type="samples", n_resamples=np.inf).pvalue
     assert sign_flip([*values.tolist(), 0.0]) == pytest.approx(min(1.0, theirs), abs=1e-12)
+
+
+@given(st.sampled_from([3, 5, 7]).flatmap(lambda n: st.tuples(st.just(n), st.lists(st.integers(-n, n), max_size=8))))
+@example((3, [3, 1, 3, -3, -3, 1, -2]))
+def test_sign_flip_of_means_over_seeds_equals_exact_arithmetic(drawn):
+    """Differences as reports make them, in thirds, fifths or sevenths, whose sums are zero up to rounding only."""
+    seeds, counts = drawn
+    means = [(np.arange(seeds) < max(c, 0)).mean() - (np.arange(seeds) < max(-c, 0)).mean() for c in counts]
+    least, flips = abs(sum(counts)), list(itertools.product((1, -1), repeat=len(counts)))
+    extreme = sum(abs(sum(f * c for f, c in zip(flip, counts, strict=True))) >= least for flip in flips)
+    assert sign_flip([float(m) for m in means]) == pytest.approx(extreme / len(flips), abs=1e-12)
 
 
 def test_sign_flip_repeats_and_is_uniform_enough():

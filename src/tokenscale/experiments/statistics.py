@@ -18,7 +18,7 @@ from scipy import stats
 LEVEL = 0.95
 ALPHA = 0.05
 POWER = 0.8
-SEARCH_STEPS = 50
+SEARCH_STEPS = 30  # to 1e-9 of the range
 EXACT_FLIPS = 12
 RANDOM_FLIPS = 9999
 
@@ -90,8 +90,8 @@ def sign_flip(differences: Sequence[float]) -> float:
     values = np.asarray([d for d in differences if d != 0.0], dtype=np.float64)
     if not len(values):
         return 1.0
-    # Sums of equal terms in another order differ by rounding; such ties count as equal.
-    least = abs(values.sum()) * (1 - 1e-9)
+    # Sums of equal terms in another order differ by rounding, also where they are zero: such ties count as equal.
+    least = abs(values.sum()) - 1e-9 * np.abs(values).sum()
     if len(values) <= EXACT_FLIPS:
         flips = np.array(list(itertools.product((1.0, -1.0), repeat=len(values))))
         return float(np.mean(np.abs(flips @ values) >= least))
@@ -107,9 +107,10 @@ def power(pairs: int, discordance: float, difference: float, alpha: float = ALPH
 
     A pair is discordant with probability `discordance`, and in favour of the better arm with
     probability (discordance + difference) / 2. Exact: the sum over the number D of discordant pairs
-    of P(D) P(p <= alpha | D).
+    of P(D) P(p <= alpha | D), less values of D that are all but impossible (together below 2e-12).
     """
-    counts = np.arange(pairs + 1)
+    least, most = stats.binom.ppf([1e-12, 1 - 1e-12], pairs, discordance)
+    counts = np.arange(max(0, int(least)), int(most) + 1)
     favour = (1 + difference / discordance) / 2
     critical = _critical(counts, alpha)
     rejects = stats.binom.cdf(critical, counts, favour) + stats.binom.cdf(critical, counts, 1 - favour)
