@@ -109,8 +109,8 @@ def power(pairs: int, discordance: float, difference: float, alpha: float = ALPH
     probability (discordance + difference) / 2. Exact: the sum over the number D of discordant pairs
     of P(D) P(p <= alpha | D), less values of D that are all but impossible (together below 2e-12).
     """
-    least, most = stats.binom.ppf([1e-12, 1 - 1e-12], pairs, discordance)
-    counts = np.arange(max(0, int(least)), int(most) + 1)
+    least, most = (int(stats.binom.ppf(share, pairs, discordance)) for share in (1e-12, 1 - 1e-12))
+    counts = np.arange(max(0, least), most + 1)
     favour = (1 + difference / discordance) / 2
     critical = _critical(counts, alpha)
     rejects = stats.binom.cdf(critical, counts, favour) + stats.binom.cdf(critical, counts, 1 - favour)
