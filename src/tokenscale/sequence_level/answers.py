@@ -11,7 +11,7 @@ rule finds several values, the last of them counts.
 
 A text without a value has no answer: None. The normal form of a number is its exact value:
 `$29.00`, `29.`, `29.0` and `+29` are `29`; `1,234.50` is `1234.5`; `-$5` is `-5`; `50%` is `50`; `1/2`,
-`\frac{1}{2}` and `.5` are `0.5`; `2/6` is `1/3`; `1 1/2` is `1.5`. A unit behind it is dropped.
+`\frac{1}{2}`, `\frac12` and `.5` are `0.5`; `2/6` is `1/3`; `1 1/2` is `1.5`. A unit behind it is dropped.
 """
 
 from __future__ import annotations
@@ -45,11 +45,16 @@ def _pattern(pattern: str) -> re.Pattern[str]:
     return re.compile(pattern, re.VERBOSE | re.ASCII)
 
 
+_READABLE = _pattern(_NUMBER)
 _BRACE = re.compile(r"\\boxed\s{0,8}\{|\\.|[{}]", re.DOTALL)
+_FRACTION = r"\\[dt]?frac\s?\{\s?([^{}\s]{1,50})\s?\}\s?\{\s?([^{}\s]{1,50})\s?\}"
 _REWRITES = tuple(
     (re.compile(pattern), by)
     for pattern, by in (
-        (r"\\[dt]?frac\s?\{\s?([^{}\s]{1,50})\s?\}\s?\{\s?([^{}\s]{1,50})\s?\}", r" \1/\2"),
+        (r"\\[dt]?frac\s?(\d)\s?(\d)", r"\\frac{\1}{\2}"),
+        # A minus belongs to the fraction behind it; a number before it makes it a mixed one.
+        (rf"(?<=[-\u2212\u2013]){_FRACTION}", r"\1/\2"),
+        (_FRACTION, r" \1/\2"),
         (r"\\(?:text|mathrm|mathbf|textbf)\s?\{([^{}]{0,200})\}", r"\1"),
         (r"\{,\}", ","),
         (r"\\[,!;]", ""),
@@ -117,14 +122,15 @@ def _without_inner(spans: list[tuple[int, int]], start: int) -> list[tuple[int, 
 
 
 def _value(match: re.Match[str]) -> str | None:
-    """The normal form of a matched number; None for a division by zero."""
+    """The normal form of a matched number; None for a division by zero, or where it is too long to be read again."""
     digits = {name: (match[name] or "").replace(",", "") for name in ("whole", "top", "bottom", "exponent")}
     bottom = Fraction(digits["bottom"] or 1)
     if bottom == 0:
         return None
     number = Fraction(digits["whole"] or 0) + Fraction(digits["top"]) / bottom
     number *= Fraction(10) ** int(digits["exponent"] or 0)
-    return _normal(-number if bool(match["minus"]) != bool(match["minus2"]) else number)
+    normal = _normal(-number if bool(match["minus"]) != bool(match["minus2"]) else number)
+    return normal if _READABLE.fullmatch(normal) else None
 
 
 def _normal(number: Fraction) -> str:
@@ -145,11 +151,11 @@ def _normal(number: Fraction) -> str:
 
 KINDS: Mapping[str, _Rules] = {
     "number": _Rules(
-        in_box=_pattern(_NUMBER),
+        in_box=_READABLE,
         in_text=(
             _pattern(_MARK + _NUMBER),
             _pattern(_SAYS + _SUM + r"[*_(\[{\\]{0,4}" + _NUMBER),
-            _pattern(_NUMBER),
+            _READABLE,
         ),
         value=_value,
     ),
