@@ -182,6 +182,12 @@ def test_bad_parameters_are_refused(options: dict[str, Any], message: str) -> No
         Sample(**options)
 
 
+def test_equal_values_make_equal_parts() -> None:
+    """Numbers of other classes become plain ones, which have a text form."""
+    given = Sample(np.float32(0.5), top_p=np.float64(0.75), min_p=0)  # type: ignore[arg-type]
+    assert repr(given) == repr(Sample(0.5, top_p=0.75, min_p=0.0))
+
+
 def test_a_models_recommendation_is_taken_on_request() -> None:
     lm = ToyModel()
     assert Sample.from_model(lm) == Sample(temperature=1.0)

@@ -70,6 +70,10 @@ class Sample(Decoder):
         if self.min_p is not None and not 0 <= finite("Sample", "min_p", self.min_p, 0.05) < 1:
             message = f"Sample(min_p={self.min_p!r}): min_p must be at least 0 and below 1"
             raise ArgumentError(message, "write min_p=0.05, or leave it out")
+        # numpy's numbers have no text form.
+        for name in ("temperature", "top_p", "min_p"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, None if value is None else float(value))
 
     @classmethod
     def from_model(cls, lm: LanguageModel) -> Sample:
