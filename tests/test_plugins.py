@@ -68,6 +68,7 @@ class Picky(SequenceStrategy):
         if self.k > 3:
             raise ValueError("k above 3")
         _ = self.k + 1
+        _ = {1: 0, 2: self.k.real, 3: 0}[self.k]
 
     def solve(self, ask):  # type: ignore[no-untyped-def]
         raise NotImplementedError
@@ -160,7 +161,9 @@ def test_files_that_cannot_be_loaded_are_refused(tmp_path: Path, monkeypatch: py
         plugins.lookup("gone.py:Name")
     (tmp_path / "broken.py").write_text("def f(:\n")
     (tmp_path / "failing.py").write_text("1 / 0\n")
-    for name, error in (("broken.py", "SyntaxError"), ("failing.py", "ZeroDivisionError")):
+    (tmp_path / "leaving.py").write_text("raise SystemExit(0)\n")
+    errors = {"broken.py": "SyntaxError", "failing.py": "ZeroDivisionError", "leaving.py": "SystemExit"}
+    for name, error in errors.items():
         # Twice: a failed load leaves nothing behind.
         for _ in range(2):
             with pytest.raises(PipelineError, match=rf"{name} cannot be loaded: {error}.*\n.*run `python {name}`"):
@@ -191,3 +194,5 @@ def test_errors_of_a_class_come_out_as_refusals() -> None:
         plugins.build(Picky, {"k": 4})
     with pytest.raises(PipelineError, match=r"Picky: .*not supported"):
         plugins.build(Picky, {"k": "four"})
+    with pytest.raises(PipelineError, match=r"Picky: -1\n.*check its k"):
+        plugins.build(Picky, {"k": -1})

@@ -89,6 +89,12 @@ def is_reference(name: str) -> bool:
     return _REFERENCE.fullmatch(name) is not None
 
 
+def digest(reference: str) -> str:
+    """A hash of the file that "path/to/file.py:Name" names, to tell whether its code changed."""
+    path = reference.rpartition(":")[0]
+    return hashlib.blake2b(Path(path).read_bytes(), digest_size=8).hexdigest()
+
+
 def load(reference: str) -> object:
     """What "path/to/file.py:Name" names; equal references give one object. Raises as `lookup` does."""
     match = _REFERENCE.fullmatch(reference)
@@ -126,7 +132,7 @@ def _execute(file: Path, shown: str) -> ModuleType:
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         message = f"{shown} cannot be loaded: {type(error).__name__}: {error}"
         raise PipelineError(message, f"run `python {shown}` to see where") from error
@@ -176,5 +182,5 @@ def build(cls: type[Stage], arguments: Mapping[str, object]) -> Stage:
         return cls(**arguments)
     except TokenscaleError:
         raise
-    except (TypeError, ValueError, ArithmeticError) as error:
+    except Exception as error:  # whatever a class of somebody else raises when it is given the wrong thing
         raise PipelineError(f"{cls.__name__}: {error}", f"check its {', '.join(parameters(cls))}") from error

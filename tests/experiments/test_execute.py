@@ -1,12 +1,14 @@
 """Runs of a recipe: what is kept, what a resumed run adds, and what is refused."""
 
+import gc
 import itertools
 import json
 import random
+import weakref
 
 import pytest
 
-from tokenscale.core.errors import CapabilityError, RecipeError
+from tokenscale.core.errors import CapabilityError, ModelError, PromptError, RecipeError
 from tokenscale.experiments import execute as module
 from tokenscale.experiments.execute import execute
 from tokenscale.experiments.store import Slot, Store
@@ -131,10 +133,82 @@ def test_other_problems_are_refused(load, toy, tmp_path, monkeypatch):
         execute(load(), tmp_path / "out", open_model=toy)
 
 
-def test_a_model_that_does_not_fit_an_arm_is_refused_before_anything_is_decoded(load, tmp_path):
-    with pytest.raises(CapabilityError):
-        execute(load(), tmp_path / "out", open_model=lambda section: ToyModel(moe_layers=0))
-    assert not list((tmp_path / "out").glob("answers/*"))
+@pytest.mark.parametrize("bad", ["dense", "gone"])
+def test_a_model_that_does_not_fit_is_refused_before_anything_is_decoded(load, toy, tmp_path, bad):
+    """The second of two models: nothing is decoded with the first, no file is left, and a mended recipe runs."""
+
+    def opened(section):
+        if section.path == "gone":
+            raise ModelError("there is no model 'gone'", "give another")
+        return ToyModel(moe_layers=0) if section.path == "dense" else toy(section)
+
+    key = {"dense": "arms.roe: ", "gone": "models.second: "}[bad]
+    with pytest.raises((CapabilityError, ModelError), match=f"^{key}") as caught:
+        execute(load(f"models.second.path={bad}"), tmp_path / "out", open_model=opened)
+    assert caught.value.hint
+    assert not (tmp_path / "out").exists()
+    execute(load("models.second.path=toy"), tmp_path / "out", open_model=opened)
+
+
+def test_models_are_opened_one_at_a_time(load, toy, tmp_path):
+    opened = []
+
+    def open_model(section):
+        assert [model() for model in opened if model() is not None] == []
+        lm = toy(section)
+        opened.append(weakref.ref(lm))
+        return lm
+
+    gc.disable()
+    try:
+        execute(load("models.second.path=toy"), tmp_path / "out", open_model=open_model)
+    finally:
+        gc.enable()
+    assert len(opened) == 3
+
+
+def test_a_prompt_that_does_not_fit_leaves_nothing(load, tmp_path):
+    short = lambda section: ToyModel(moe_layers=1, experts=4, width=4, context_length=4)  # noqa: E731
+    with pytest.raises(PromptError):
+        execute(load(), tmp_path / "out", open_model=short)
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_version_is_refused(load, toy, tmp_path, monkeypatch):
+    execute(load(), tmp_path / "out", open_model=toy)
+    monkeypatch.setattr(module, "version", lambda name: "9.9")
+    with pytest.raises(RecipeError, match=r"versions\.numpy, versions\.tokenscale, versions\.torch"):
+        execute(load(), tmp_path / "out", open_model=toy)
+
+
+PLUG_IN = """
+from dataclasses import dataclass, replace
+from tokenscale.core.strategy import Kind, SequenceStrategy
+
+@dataclass(frozen=True)
+class Nth(SequenceStrategy):
+    kind = Kind.CHOOSING
+    place: object = None
+    def solve(self, ask):
+        [candidates] = yield [replace(ask, k=2)]
+        return [candidates[0]]
+
+def helper():
+    pass
+"""
+
+
+@pytest.mark.parametrize("arm", ["nth.py:Nth()", "other.py:Nth(place=nth.py:helper)"])
+def test_a_changed_plug_in_is_another_run(load, toy, tmp_path, monkeypatch, arm):
+    monkeypatch.chdir(tmp_path)
+    for name in ("nth.py", "other.py"):
+        (tmp_path / name).write_text(PLUG_IN)
+    recipe = load(f"arms.roe={arm}")
+    execute(recipe, tmp_path / "out", open_model=toy)
+    execute(recipe, tmp_path / "out", open_model=toy)
+    (tmp_path / "nth.py").write_text(PLUG_IN.replace("candidates[0]", "candidates[1]"))
+    with pytest.raises(RecipeError, match=r"plugins\.nth\.py:(Nth|helper) changed since"):
+        execute(recipe, tmp_path / "out", open_model=toy)
 
 
 def test_arms_with_prompts_of_their_own(load, toy, tmp_path):

@@ -73,7 +73,9 @@ def test_numbers_that_are_not_finite_are_never_written(store):
 
 
 def test_other_facts_are_refused_and_named(tmp_path):
-    Store(tmp_path, FACTS).close()
+    store = Store(tmp_path, FACTS)
+    store.append(SLOT, [row(0)])
+    store.close()
     Store(tmp_path, FACTS).close()
     changed = {"recipe": {"seeds": [1], "arms": {"greedy": "Greedy()"}}}
     with pytest.raises(RecipeError, match=r"holds answers of another run: recipe\.seeds changed since") as caught:
@@ -106,10 +108,40 @@ def test_a_file_in_the_way_is_refused(tmp_path):
     assert (tmp_path / "out").read_text() == "mine"
 
 
-def test_foreign_facts_are_refused(tmp_path):
-    (tmp_path / "run.json").write_text("{half")
+@pytest.mark.parametrize("content", ["{half", "[1]", "3", "[]", '{"name": "mine"}'])
+def test_foreign_facts_are_refused(tmp_path, content):
+    (tmp_path / "run.json").write_text(content)
     with pytest.raises(RecipeError, match="is not what a run wrote"):
         Store(tmp_path, FACTS)
+    assert (tmp_path / "run.json").read_text() == content
+
+
+@pytest.mark.parametrize("name", ["report.md", "report.json"])
+def test_a_foreign_report_is_refused(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(RecipeError, match=f"holds a {name} that no run wrote"):
+        Store(tmp_path, FACTS)
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_without_an_answer_the_folder_is_left_as_it_was_found(tmp_path):
+    Store(tmp_path / "new" / "deep", FACTS).close()
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "mine.txt").write_text("mine")
+    Store(tmp_path, FACTS).close()
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_run_that_was_killed_before_its_first_answer_is_forgotten(tmp_path):
+    for name in ("answers", "killed"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "answers" / SLOT.file).touch()
+    (tmp_path / "run.json").write_text('{"recipe": {"seeds": [5]}, "models.gone": "abc"}')
+    store = Store(tmp_path, FACTS)
+    assert store.facts == FACTS
+    store.append(SLOT, [row(0)])
+    store.close()
+    assert (tmp_path / "run.json").exists()
 
 
 def test_a_write_leaves_the_old_or_the_new(tmp_path, monkeypatch):

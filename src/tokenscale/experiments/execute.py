@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from tokenscale import plugins
 from tokenscale.core.cost import Cost
 from tokenscale.core.data import Result
+from tokenscale.core.errors import TokenscaleError
 from tokenscale.core.model import LanguageModel
 from tokenscale.experiments.report import build
 from tokenscale.experiments.store import Row, Slot, Store, write_text
@@ -20,6 +23,7 @@ from tokenscale.experiments.tasks import Problem, Task, digest, find_task, promp
 from tokenscale.models.hf import load
 from tokenscale.recipe import Recipe
 from tokenscale.recipe_sections import ModelSection
+from tokenscale.spec import REF
 
 # Long enough to keep a batch full, short enough that a killed run loses little.
 PROBLEMS_PER_CHUNK = 64
@@ -59,15 +63,18 @@ def execute(
     """Runs what `folder` lacks, writes report.json and report.md there, and returns the report.
 
     Killed at any moment and called again it goes on, and ends with the same report, seconds aside.
-    Raises RecipeError for a folder of another run, and what pipelines raise for models that do not
-    fit them, before anything is decoded.
+    Raises RecipeError for a folder of another run, ModelError for a model that cannot be opened, and
+    what pipelines raise for models that do not fit them, before anything is decoded; the message
+    begins with the recipe's key. What fails before the first answer leaves no file behind.
     """
     problems = {name: reported(name, section) for name, section in recipe.tasks.items()}
     store = Store(folder, facts(recipe, problems))
     try:
         run = _Run(recipe, store, problems, progress, clock)
+        lm: LanguageModel | None = _fitting(recipe, store, open_model)
         for name, section in recipe.models.items():
-            run.model(name, open_model(section))
+            run.model(name, open_model(section) if lm is None else lm)
+            lm = None
         report = build(recipe, store)
         write_text(folder / "report.md", markdown(report))
         write_text(folder / "report.json", json.dumps(report, indent=1, allow_nan=False) + "\n")
@@ -81,7 +88,45 @@ def facts(recipe: Recipe, problems: Mapping[str, Sequence[Problem]]) -> dict[str
     described = recipe.resolved()
     del described["run"]
     data = {name: digest(drawn) for name, drawn in problems.items()}
-    return {"recipe": described, "data": data, "versions": {name: version(name) for name in LIBRARIES}}
+    files = {name: plugins.digest(name) for name in sorted(set(_references(described["arms"])))}
+    versions = {name: version(name) for name in LIBRARIES}
+    return {"recipe": described, "data": data, "plugins": files, "versions": versions}
+
+
+def _references(value: object) -> Iterator[str]:
+    """The names "path/to/file.py:Name" in specs: they are keys, or the value of `ref`."""
+    if isinstance(value, Mapping):
+        yield from (name for name in (*value, value.get(REF)) if isinstance(name, str) and plugins.is_reference(name))
+    if isinstance(value, Mapping | list):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _references(part)
+
+
+def _fitting(recipe: Recipe, store: Store, open_model: Opened) -> LanguageModel:
+    """The first model, once all are known to open, to be those of the folder and to fit every arm.
+
+    One at a time and the first one last: two may be more than the memory holds.
+    """
+    lm: LanguageModel | None = None
+    for name, section in reversed(recipe.models.items()):
+        lm = None
+        with _about(f"models.{name}"):
+            lm = open_model(section)
+        store.pin(f"models.{name}", lm.fingerprint)
+        for arm_name, arm in recipe.arms.items():
+            with _about(f"arms.{arm_name}"):
+                arm.pipeline.check(lm)
+    assert lm is not None
+    return lm
+
+
+@contextmanager
+def _about(key: str) -> Iterator[None]:
+    """Puts the recipe's key before the message of what is raised within."""
+    try:
+        yield
+    except TokenscaleError as error:
+        raise type(error)(f"{key}: {error.message}", error.hint) from error
 
 
 class _Run:
@@ -104,9 +149,6 @@ class _Run:
 
     def model(self, name: str, lm: LanguageModel) -> None:
         """All answers of one model."""
-        self._store.pin(f"models.{name}", lm.fingerprint)
-        for arm in self._recipe.arms.values():
-            arm.pipeline.check(lm)
         for task in self._recipe.tasks:
             for seed in self._recipe.seeds:
                 for arm_name in self._recipe.arms:

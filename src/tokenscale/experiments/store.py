@@ -21,6 +21,7 @@ from tokenscale.core.errors import RecipeError
 
 Row = dict[str, Any]
 FACTS = "run.json"
+REPORTS = ("report.md", "report.json")
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,15 @@ class Slot:
 class Store:
     """The folder of one run. `facts` say what the answers depend on; other facts are another run.
 
-    Raises RecipeError where the folder holds answers of other facts, is no folder, or is in use.
+    Without an answer there is no run yet: such a folder takes any facts, and is left as it was found.
+    Raises RecipeError where the folder holds answers of other facts or reports of something else, is
+    no folder, or is in use.
     """
 
     def __init__(self, folder: Path, facts: Mapping[str, Any]) -> None:
         self.folder = folder
+        self._made = [path for path in (folder, *folder.parents) if not path.exists()]
+        self._begun = False
         try:
             (folder / "answers").mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -52,6 +57,7 @@ class Store:
             raise RecipeError(message, "name a folder, or a new one") from None
         self._lock = self._locked()
         try:
+            self._begin()
             for name, value in facts.items():
                 self.pin(name, value)
         except RecipeError:
@@ -68,19 +74,41 @@ class Store:
             raise RecipeError(message, "wait for it, or give another --out") from None
         return lock
 
+    def _begin(self) -> None:
+        """Refuses what no run wrote; forgets the facts of a run that was killed before its first answer."""
+        known = self.facts
+        foreign = [] if known else [name for name in REPORTS if (self.folder / name).exists()]
+        if foreign:
+            message = f"{str(self.folder)!r} holds a {foreign[0]} that no run wrote"
+            raise RecipeError(message, "give another --out, or a new folder")
+        if not self._answered():
+            (self.folder / FACTS).unlink(missing_ok=True)
+        self._begun = True
+
+    def _answered(self) -> bool:
+        return any(path.stat().st_size for path in (self.folder / "answers").iterdir())
+
     def close(self) -> None:
-        """Lets other runs use the folder."""
+        """Lets other runs use the folder; removes what was made for a run that has no answer."""
+        if self._begun and not self._answered():
+            (self.folder / FACTS).unlink(missing_ok=True)
+            (self.folder / ".lock").unlink(missing_ok=True)
+            with suppress(OSError):  # somebody else's files are in a folder
+                for path in (self.folder / "answers", *self._made):
+                    path.rmdir()
         self._lock.close()
 
     @property
     def facts(self) -> dict[str, Any]:
+        """What is written down; nothing where there is no file yet. Raises RecipeError for another file."""
         path = self.folder / FACTS
         if not path.exists():
             return {}
-        try:
-            return dict(json.loads(path.read_text(encoding="utf-8")))
-        except ValueError:
-            raise RecipeError(f"{str(path)!r} is not what a run wrote", "give another --out") from None
+        with suppress(ValueError):
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(found, dict) and "recipe" in found:
+                return found
+        raise RecipeError(f"{str(path)!r} is not what a run wrote", "give another --out")
 
     def pin(self, name: str, value: Any) -> None:
         """Writes a fact down, or checks it against what is written. Raises RecipeError."""
