@@ -29,7 +29,10 @@ def test_a_prompt_is_made_of_text_or_messages() -> None:
     assert made.chat() == []
 
 
-@pytest.mark.parametrize("wrong", [None, 3, [], ["Hi"], [*CHAT, "Hi"], b"Hi"])
+@pytest.mark.parametrize(
+    "wrong",
+    [None, 3, [], ["Hi"], [*CHAT, "Hi"], b"Hi", [{"role": "user"}], [{"content": "Hi"}], [{**CHAT[1], "role": 3}]],
+)
 def test_other_prompts_are_refused(wrong: object) -> None:
     with pytest.raises(PromptError, match="a prompt is a string or a list of chat messages"):
         Prompt.of(wrong)  # type: ignore[arg-type]

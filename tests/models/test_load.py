@@ -166,6 +166,17 @@ def test_chat_messages_go_through_the_template_once() -> None:
     assert lm.encode(Prompt.of(messages)) == (11, 3, 4, 10)
 
 
+def test_a_chat_that_the_template_refuses_is_a_prompt_error() -> None:
+    tok = tokenizer(bos_token="<end>")
+    tok.chat_template = "{{ raise_exception('System role not supported') }}"
+    messages = [{"role": "system", "content": "w1"}, {"role": "user", "content": "w2"}]
+    message = (
+        r"(?s)does not take messages of the roles system, user: System role not supported.*fix: change the messages"
+    )
+    with pytest.raises(PromptError, match=message):
+        wrap(tiny("olmoe"), tok).encode(Prompt.of(messages))
+
+
 def test_a_suffix_follows_token_ids() -> None:
     lm = wrap(tiny("olmoe"), tokenizer())
     assert lm.encode(Prompt(token_ids=(4, 5), suffix=" w1")) == (4, 5, 3)

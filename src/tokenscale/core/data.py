@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from tokenscale.core.cost import Cost
 from tokenscale.core.errors import ArgumentError, PromptError, at_least
@@ -46,7 +46,7 @@ class Prompt:
         if isinstance(value, str):
             return cls(text=value)
         if isinstance(value, Sequence) and value:
-            messages = [tuple(m.items()) for m in value if isinstance(m, Mapping)]
+            messages = [tuple(m.items()) for m in value if _is_message(m)]
             if len(messages) == len(value):
                 return cls(messages=tuple(messages))
         raise PromptError(
@@ -80,6 +80,11 @@ class Prompt:
         messages = self.chat()
         messages[-1]["content"] = text + messages[-1].get("content", "")
         return replace(self, messages=tuple(tuple(m.items()) for m in messages))
+
+
+def _is_message(value: object) -> TypeGuard[Mapping[str, str]]:
+    """Whether a value is one message of a chat: a mapping whose role and content are texts."""
+    return isinstance(value, Mapping) and all(isinstance(value.get(key), str) for key in ("role", "content"))
 
 
 @dataclass(frozen=True)

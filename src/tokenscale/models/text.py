@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from jinja2 import TemplateError
+
 from tokenscale.core.data import Prompt
 from tokenscale.core.errors import CapabilityError, PromptError
 
@@ -13,7 +15,8 @@ def encode(tokenizer: Any, prompt: Prompt, begin: int | None, name: str) -> tupl
     """Token ids of a prompt; special tokens and the chat template are applied once.
 
     `begin` is the begin-of-sequence token that stands for an empty prompt; `name` is the model's.
-    Raises PromptError for an empty prompt without one, CapabilityError for text without a tokenizer.
+    Raises PromptError for an empty prompt without one and for a chat that the template does not take,
+    CapabilityError for text without a tokenizer.
     """
     if prompt.token_ids is not None:
         ids = prompt.token_ids + _text_ids(tokenizer, prompt.suffix, name, special=False)
@@ -41,7 +44,14 @@ def _chat_ids(tokenizer: Any, prompt: Prompt, name: str) -> tuple[int, ...]:
     if not getattr(_required(tokenizer, name), "chat_template", None):
         raise PromptError(f"the tokenizer of {name} has no chat template", "pass the prompt as one string")
     template = tokenizer.apply_chat_template
-    return tuple(template(prompt.chat(), add_generation_prompt=True, tokenize=True, return_dict=False))
+    try:
+        return tuple(template(prompt.chat(), add_generation_prompt=True, tokenize=True, return_dict=False))
+    except TemplateError as error:
+        roles = ", ".join(str(message.get("role")) for message in prompt.chat())
+        raise PromptError(
+            f"the chat template of {name} does not take messages of the roles {roles}: {error}",
+            "change the messages (some templates know no system role, or want user and assistant in turn)",
+        ) from error
 
 
 def decode(tokenizer: Any, token_ids: Sequence[int], name: str) -> str:
