@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tokenscale.core.backend import Backend, Completion
 from tokenscale.core.cost import Cached, Lane, Ledger, Prefill, Usage
 from tokenscale.core.data import Ask, Candidate, Prompt, Result
+from tokenscale.core.errors import PromptError
 from tokenscale.core.noise import Stream
 from tokenscale.core.run import run_problems
 from tokenscale.core.strategy import Asks, Kind, SequenceStrategy
@@ -214,6 +215,16 @@ def test_whatever_ends_the_call_cancels_the_rest() -> None:
         run_problems(LM, backend, (Fails(),), asked, seed=0, max_new_tokens=5)
     assert not backend.waiting
     assert sorted(Fails.closed) == ["bad", "fine", "good"]
+
+
+def test_a_prompt_that_is_too_long_is_refused_before_anything_is_asked() -> None:
+    backend = Shuffled(Random(0), 1)
+    asked = [Prompt(text="x"), Prompt(text="1" * LM.context_length)]
+    with pytest.raises(
+        PromptError, match=r"(?s)the prompt has 512 tokens, and the context of toy holds 512.*fix: shorten"
+    ):
+        run_problems(LM, backend, (), asked, seed=0, max_new_tokens=5)
+    assert backend.tickets == 0
 
 
 def test_progress_counts_problems() -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from tokenscale.core.backend import Backend, Completion
+from tokenscale.core.context import room
 from tokenscale.core.cost import Cost, Ledger, Usage
 from tokenscale.core.data import Ask, Candidate, Prompt, Result, RoutingStats
 from tokenscale.core.model import LanguageModel
@@ -216,7 +217,8 @@ def run_problems(
     own or the hash of its token ids and the number of its repeat. New problems are opened while the
     backend is hungry. `progress(done, total)` is called at the start and after each problem.
     Whatever ends the call early (an error, Ctrl-C) first cancels what is outstanding.
-    Raises PromptError before any decoding for a prompt that cannot be encoded.
+    Raises PromptError before any decoding for a prompt that cannot be encoded or fills the context; one
+    that a strategy makes too long is refused when its turn comes.
     """
     asks = deque(_asks(lm, prompts, seed, max_new_tokens, stop_strings))
     results: list[Result | None] = [None] * len(prompts)
@@ -248,6 +250,7 @@ def _asks(
     asks = []
     for index, prompt in enumerate(prompts):
         ids = lm.encode(prompt)
+        room(lm, len(ids))
         key = prompt.key if prompt.key is not None else prompt_key(ids, repeats[ids])
         repeats[ids] += prompt.key is None
         asks.append((index, Ask(prompt, Stream((seed, key)), max_new_tokens, stop_strings=stop_strings)))
