@@ -108,6 +108,6 @@ def test_the_picture_is_drawn_from_the_table_and_always_the_same(tmp_path):
     assert losses[4] == pytest.approx(2.5)
     assert halves[0] == 0.0
     for name in ("a.svg", "b.svg"):
-        draw({name: {"test": test} for name in NAMES}, tmp_path / name)
+        draw({name: {"reference": test} for name in NAMES}, tmp_path / name)
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
     assert "n = 16" in (tmp_path / "a.svg").read_text()

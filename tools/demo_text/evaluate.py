@@ -1,6 +1,6 @@
-"""Scores the held-out test documents under RoE by parallel scoring, one configuration after the other.
+"""Scores the held-out test documents under RoE by the library's parallel scoring, configuration after configuration.
 
-    python -m tools.demo_text.evaluate --model demo-text --out build/demo_text/demo-text/test.json
+    python -m tools.demo_text.evaluate --model demo-text --out build/demo_text/demo-text/library.json
 
 Results are written as they come, and configurations that the file already has are not run again.
 """
@@ -74,6 +74,14 @@ def measure(lm: ts.LanguageModel, found: list[Block], which: Configuration, seed
     return {**asdict(which), "losses": losses, "seconds": round(time.monotonic() - before, 1)}
 
 
+def opened(path: Path, head: dict) -> dict:
+    """The report in ``path``, or a new one; refuses one of other data or another seed."""
+    report = json.loads(path.read_text()) if path.exists() else {**head, "rows": []}
+    if {key: report[key] for key in head} != head:
+        raise ValueError(f"{path} is of other data or another seed: name another file")
+    return report
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -86,9 +94,7 @@ def main() -> None:
     lm = ts.load(options.model)
     found = blocks(read(options.data), lm.tokenizer)
     head = {"data_sha256": digest(options.data), "seed": options.seed, "tokens": document_tokens(found)}
-    report = json.loads(options.out.read_text()) if options.out.exists() else {**head, "rows": []}
-    if {key: report[key] for key in head} != head:
-        raise ValueError(f"{options.out} is of other data or another seed: name another file")
+    report = opened(options.out, head)
     done = [{key: row[key] for key in asdict(Configuration())} for row in report["rows"]]
     for which in configurations():
         if asdict(which) in done:

@@ -52,7 +52,7 @@ def draw(models: dict[str, dict], out: Path, current_kv: str = "own") -> None:
     figure, both = pyplot.subplots(1, 2, figsize=(9.5, 4.2), layout="constrained")
     titles = {"demo-text": "demo-text: trained without noise", "demo-text-noisy": "demo-text-noisy: trained with noise"}
     for axes, name in zip(both, NAMES, strict=True):
-        panel(axes, titles[name], models[name]["test"], current_kv)
+        panel(axes, titles[name], models[name]["reference"], current_kv)
     both[0].set_ylabel("held-out loss, nats per token")
     both[0].legend(frameon=False, fontsize=9)
     out.parent.mkdir(parents=True, exist_ok=True)

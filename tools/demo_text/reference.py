@@ -1,16 +1,17 @@
-"""RoE's held-out loss by plain transformers, without tokenscale: the second opinion on evaluate.py.
+"""RoE's held-out loss by plain transformers, without tokenscale: the whole grid, and a check of the library.
 
     python -m tools.demo_text.reference --model src/tokenscale/models/checkpoints/demo-text --out reference.json
 
 A block of T tokens runs once clean. Its keys and values serve every noisy row, which runs the T tokens again:
-the row at position t attends to clean keys before t and to position t's own (or clean) key. Rows share no noise
-and n = 2 is the beginning of n = 16, so one pass of 16 rows gives every n. Noise is torch's, from one generator.
+the row at position t attends to clean keys before t and to position t's own (or clean) key. The first rows of n = 16
+are those of n = 2, so one pass gives every n. Noise is torch's, the same for every tau.
 """
 
 import argparse
 import json
 import math
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -22,8 +23,10 @@ from tools.demo_model.evaluate import load_model
 from tools.demo_model.experts import install_experts
 from tools.demo_model.model import TrainingRouter, install_routers
 from tools.demo_text.corpus import HELD_OUT, digest, read
-from tools.demo_text.evaluate import ROWS, TAUS, Configuration, document_losses, document_tokens
+from tools.demo_text.evaluate import ROWS, TAUS, Configuration, document_losses, document_tokens, opened
 from tools.demo_text.held_out import Block, blocks
+
+CELLS = [("own", 16, tau) for tau in TAUS] + [("clean", 8, tau) for tau in TAUS]  # current_kv, rows, tau
 
 
 def row_mask(length: int, current_kv: str) -> Tensor:
@@ -79,6 +82,21 @@ def measure(
     return {count: document_losses(kept, found) for count, kept in scores.items()}
 
 
+def rows(losses: dict[int, list[float]], tau: float, current_kv: str, seconds: float, first: bool) -> list[dict]:
+    """The rows of a report; the clean one (n = 1) once, with the first cell."""
+    found = []
+    for n, by_document in losses.items():
+        which = Configuration(n, tau, current_kv) if n > 1 else Configuration()
+        if n > 1 or first:
+            found.append({**asdict(which), "losses": by_document, "seconds": seconds})
+    return found
+
+
+def mean_losses(report: dict) -> list[float]:
+    """Nats per token of each row."""
+    return [round(sum(row["losses"]) / sum(report["tokens"]), 4) for row in report["rows"]]
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -94,19 +112,18 @@ def main() -> None:
     noise = torch.Generator().manual_seed(options.seed)
     routers = install_routers(model, 0.0, noise)
     install_experts(model)
-    report = {"data_sha256": digest(options.data), "seed": options.seed, "tokens": document_tokens(found), "rows": []}
-    for current_kv in ("own", "clean"):
-        for tau in TAUS:
-            before = time.monotonic()
-            losses = measure(model, routers, found, tau, current_kv, max(ROWS))
-            seconds = time.monotonic() - before
-            for n, by_document in losses.items():
-                which = Configuration(n, tau if n > 1 else 0.0, current_kv if n > 1 else "own")
-                row = {**vars(which), "losses": by_document, "seconds": round(seconds, 1)}
-                if n > 1 or not report["rows"]:
-                    report["rows"].append(row)
-                print(f"{which} {sum(by_document) / sum(report['tokens']):.4f} {seconds:.0f} s", flush=True)
-            options.out.write_text(json.dumps(report))
+    head = {"data_sha256": digest(options.data), "seed": options.seed, "tokens": document_tokens(found)}
+    report = opened(options.out, head)
+    for current_kv, n, tau in CELLS:
+        if any((row["current_kv"], row["tau"]) == (current_kv, tau) for row in report["rows"]):
+            continue
+        before = time.monotonic()
+        noise.manual_seed(options.seed)  # every cell has the same noise
+        losses = measure(model, routers, found, tau, current_kv, n)
+        seconds = round(time.monotonic() - before, 1)
+        report["rows"] += rows(losses, tau, current_kv, seconds, first=not report["rows"])
+        print(report["rows"][-1]["seconds"], mean_losses(report)[-len(losses) :], flush=True)
+        options.out.write_text(json.dumps(report))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from tools.demo_model.results import machine
 
 RESULTS = Path(__file__).parent / "results.json"
 NAMES = ("demo-text", "demo-text-noisy")
-PARTS = ("summary", "float16", "reference")
+PARTS = ("summary", "float16", "reference", "library")
 CONFIDENCE_95 = 1.959964  # standard errors
 
 
@@ -29,10 +29,15 @@ def change(losses: list[float], clean: list[float], tokens: list[int]) -> tuple[
     return mean, CONFIDENCE_95 * math.sqrt(count / (count - 1) * squares) / total
 
 
+def clean_losses(report: dict) -> list[float]:
+    """Those of the clean model, by document."""
+    return next(row["losses"] for row in report["rows"] if row["n"] == 1)
+
+
 def table(report: dict) -> dict:
     """The rows of an evaluation with loss and change instead of losses by document."""
     tokens, rows = report["tokens"], []
-    clean = next(row["losses"] for row in report["rows"] if row["n"] == 1)
+    clean = clean_losses(report)
     for row in report["rows"]:
         mean, half = change(row["losses"], clean, tokens)
         kept = {key: value for key, value in row.items() if key not in ("losses", "seconds")}
@@ -44,13 +49,15 @@ def table(report: dict) -> dict:
 def gather(runs: Path) -> dict[str, dict]:
     """Per model: how it was trained, what storage changed, what was measured on the test split, in both ways."""
     found: dict[str, dict] = {}
-    reports = {name: json.loads((runs / name / "test.json").read_text()) for name in NAMES}
-    for name, report in reports.items():
-        parts = {part: json.loads((runs / name / f"{part}.json").read_text()) for part in PARTS}
-        tables = {"test": table(report), "reference": table(parts["reference"])}
-        found[name] = {"training": parts["summary"], "float16": parts["float16"], **tables}
-    clean = [next(row["losses"] for row in report["rows"] if row["n"] == 1) for report in reports.values()]
-    mean, half = change(clean[1], clean[0], reports[NAMES[0]]["tokens"])
+    parts = {
+        name: {part: json.loads(path.read_text()) for part in PARTS if (path := runs / name / f"{part}.json").exists()}
+        for name in NAMES
+    }
+    for name, read in parts.items():
+        tables = {part: table(read[part]) for part in ("reference", "library") if part in read}
+        found[name] = {"training": read["summary"], "float16": read["float16"], **tables}
+    plain, noisy = (parts[name]["reference"] for name in NAMES)
+    mean, half = change(clean_losses(noisy), clean_losses(plain), plain["tokens"])
     found[NAMES[1]]["clean_loss_above_twin"] = {"change": mean, "half_width": half}
     return found
 
