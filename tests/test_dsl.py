@@ -149,7 +149,7 @@ def test_what_may_be_written(text: str, stages: list[Stage]) -> None:
         ("RoE(n=auto)", "auto is not a value", "column 7", 'put text in quotes: "auto"'),
         ("Sample(top_k=none)", "none is not a value", "column 14", "did you mean 'None'"),
         ("SelfConsistency(k=RoE)", "RoE is not a value", "column 19", "RoE(...) with brackets"),
-        ("RoE(4, 0.3, 1, 2)", "RoE has no more than 3 parameters", "column 16", "n, tau, clean_layers"),
+        ("Sample(1, 2, 0.5, 0.5, 1)", "Sample has no more than 4 parameters", "column 24", "temperature, top_k"),
         ("Greedy(1)", "Greedy has no more than 0 parameters", "column 8", "write Greedy()"),
         ("RoE(n=4, n=5)", "n of RoE is given twice", "column 10", "keep one"),
         ("RoE(4, n=5)", "n of RoE is given twice", "column 8", "keep one"),

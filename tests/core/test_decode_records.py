@@ -14,11 +14,12 @@ from tests.core.asks import NOISY, ask
 from tokenscale.core.cost import Ledger
 from tokenscale.core.model import State
 from tokenscale.core.plan import PLAIN, RowPlan
-from tokenscale.core.step import Step, Work
-from tokenscale.core.strategy import Rows, all_valid
+from tokenscale.core.step import Step
+from tokenscale.core.strategy import Rows, start_all
 from tokenscale.models.toy import ToyModel
 from tokenscale.token_level.decoders import Greedy, Sample
-from tokenscale.token_level.roe import RoE, RoEProposals
+from tokenscale.token_level.one_cache import OneCacheProposals
+from tokenscale.token_level.roe import RoE, Samples
 
 
 def test_near_ties_are_counted(run: Any) -> None:
@@ -60,28 +61,23 @@ def test_traces_describe_every_token(run: Any, lm: ToyModel) -> None:
 def test_padding_rows_count_for_nothing(run: Any) -> None:
     """Four rows of which the last is padding are the three rows of a smaller n."""
 
-    class Padded(RoEProposals):
+    class Padded(Samples):
         """The last row is not valid, and not a number."""
 
-        def propose(self, tokens: torch.Tensor) -> tuple[Rows, tuple[Work, ...]]:
-            step = self._lm.step(self._state, tokens, self._plan())
-            rows = all_valid(step.logits)
-            rows.logits[:, -1] = float("nan")
-            rows.valid[:, -1] = False
-            return rows, (step.work(self._lm.shape, rows.valid),)
+        def valid(self, fresh: Any) -> torch.Tensor:
+            return (torch.arange(4) < 3).expand(len(fresh), 4)
 
-        def select(self, index: Any) -> RoEProposals:
-            caches, readers = [self._cached[i] for i in index], [self._readers[i] for i in index]
-            return Padded(self._lm, self._tau, self._state.select(index), caches, readers)
+        def rows(self, logits: torch.Tensor, valid: torch.Tensor | None) -> Rows:
+            logits[:, -1] = float("nan")
+            return super().rows(logits, valid)
 
-    @dataclass(frozen=True)
+    @dataclass(frozen=True, repr=False)
     class PaddedRoE(RoE):
         """RoE with a row too many."""
 
-        def start(self, *arguments: Any) -> RoEProposals:
-            started = super().start(*arguments)
-            assert isinstance(started, RoEProposals)
-            return Padded(started._lm, started._tau, started._state, started._cached, started._readers)
+        def start(self, lm: Any, prompts: Any, streams: Any) -> OneCacheProposals:
+            noise = self.routing_noise(lm)
+            return OneCacheProposals(lm, Padded(noise), *start_all(lm, prompts), [noise.reader(s) for s in streams])
 
     [few] = run([ask(k=3)], Sample(1.0), replace(NOISY, n=3), trace=True, batch_size=3)
     [padded] = run([ask(k=3)], Sample(1.0), PaddedRoE(4, NOISY.tau, NOISY.clean_layers), trace=True, batch_size=3)

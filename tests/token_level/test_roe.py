@@ -17,7 +17,7 @@ from tokenscale.core.decode import LocalBackend
 from tokenscale.core.errors import ArgumentError, CapabilityError
 from tokenscale.core.model import ROUTING_NOISE
 from tokenscale.core.noise import ROUTING_DOMAIN, RowNoiseReader, Stream
-from tokenscale.core.plan import Routing
+from tokenscale.core.plan import Routing, RowPlan
 from tokenscale.core.strategy import Decoder
 from tokenscale.models.toy import ToyModel
 from tokenscale.models.toy_parts import Choosing
@@ -25,7 +25,7 @@ from tokenscale.testing import check_proposer
 from tokenscale.token_level.aggregators import MeanProbability
 from tokenscale.token_level.decoders import Greedy, Sample
 from tokenscale.token_level.plain import Plain
-from tokenscale.token_level.roe import RoE, RoEProposals
+from tokenscale.token_level.roe import RoE
 
 LM = ToyModel(("a", "b", "1"), spelling="", moe_layers=4, experts=5, width=6, context_length=40, sharpness=2.0)
 LAYERS, EXPERTS = 4, 5
@@ -114,10 +114,11 @@ def test_samples_of_a_small_n_are_the_first_of_a_large_one(n: int, more: int, id
 
 
 def test_sample_0_is_clean() -> None:
-    started = RoE(6, 1.0).start(LM, [(1, 2, 3)], [STREAM])
-    assert isinstance(started, RoEProposals)
-    plan = started._plan()
-    rows, step = started.propose(torch.tensor([3]))[0], LM.step(LM.prefill([(1, 2)]), torch.tensor([3]), plan)
+    noise = RoE(6, 1.0).routing_noise(LM)
+    plan = RowPlan(6, noise.step([noise.reader(STREAM)], [2]))
+    rows, _ = RoE(6, 1.0).start(LM, [(1, 2, 3)], [STREAM]).propose(torch.tensor([3]))
+    step = LM.step(LM.prefill([(1, 2)]), torch.tensor([3]), plan)
+    assert torch.equal(step.logits, rows.logits)
     wanted = torch.from_numpy(LM.exact_log_probs((1, 2, 3))).float()
     torch.testing.assert_close(rows.logits[0, 0].log_softmax(-1), wanted, rtol=0, atol=1e-6)
     assert step.changed is not None
@@ -143,8 +144,8 @@ def test_clean_layers_leave_the_noise_of_the_others_as_it_was() -> None:
 
 def test_clean_layers_make_no_noisy_choices() -> None:
     started = RoE(64, 3.0, clean_layers=1).start(LM, [(1, 2)], [STREAM])
-    assert isinstance(started, RoEProposals)
-    step = LM.step(LM.prefill([(1,)]), torch.tensor([2]), started._plan())
+    noise = RoE(64, 3.0, clean_layers=1).routing_noise(LM)
+    step = LM.step(LM.prefill([(1,)]), torch.tensor([2]), RowPlan(64, noise.step([noise.reader(STREAM)], [1])))
     assert step.changed is not None
     assert step.changed.any(1)[0].tolist() == [False, True, True, False]
     _, [work] = started.propose(torch.tensor([2]))
@@ -184,7 +185,7 @@ def test_equal_values_make_equal_parts() -> None:
         ({"n": 4, "tau": -0.1}, r"RoE\(tau=-0.1\): tau must not be negative\n  fix: write tau=0.3"),
         ({"n": 4, "tau": math.nan}, r"RoE\(tau=nan\): tau must be a finite number\n  fix: write tau=0.3"),
         ({"n": 4, "tau": math.inf}, r"RoE\(tau=inf\): tau must be a finite number"),
-        ({"n": 4, "tau": "0.3"}, r"RoE\(tau='0.3'\): tau must be a finite number"),
+        ({"n": 4, "tau": "0.3"}, r"there is no profile '0.3'\n  fix: name a profile .* or give numbers: tau=0.3"),
         ({"n": 4, "tau": None}, "tau must be a finite number"),
         ({"n": 4, "tau": (0.1, -1)}, r"RoE\(tau=-1\): tau must not be negative"),
         ({"n": 4, "tau": (0.1, math.nan)}, "tau must be a finite number"),

@@ -1,0 +1,118 @@
+"""A cache per row: what every row's own experts made of the text is what this row goes on from."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from tokenscale.core.cost import Cached
+from tokenscale.core.model import LanguageModel, State
+from tokenscale.core.noise import RowNoiseReader, Stream
+from tokenscale.core.plan import Routing, RowPlan
+from tokenscale.core.step import Step, Work
+from tokenscale.core.strategy import Proposals, Rows, cached, start_all
+from tokenscale.token_level.one_cache import fresh, picked
+from tokenscale.token_level.roe_noise import RoutingNoise, as_sequences
+
+
+class PrivateCacheProposals(Proposals):
+    """n caches per sequence, one a row. `state` holds them all, those of the first sequence first.
+
+    `clean_first`: only row 0 counts where the last token of the prompt is fed, and no noise is used there.
+    """
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        noise: RoutingNoise,
+        state: State,
+        cached: Sequence[tuple[Cached, ...]],
+        readers: Sequence[RowNoiseReader],
+        clean_first: bool = False,
+    ) -> None:
+        self._lm, self._noise, self._state = lm, noise, state
+        self._cached, self._readers, self._clean_first = list(cached), list(readers), clean_first
+        self._n = noise.clean + noise.rows
+
+    def propose(self, tokens: Int[Tensor, " batch"]) -> tuple[Rows, tuple[Work, ...]]:
+        positions, n = self.lengths, self._n
+        clean = torch.tensor(fresh(positions, [caches[0] for caches in self._cached])) & self._clean_first
+        routing = as_sequences(self._noise.step(self._readers, positions))
+        if self._clean_first:
+            assert routing.noisy is not None
+            routing = replace(routing, noisy=routing.noisy & ~clean.repeat_interleave(n)[:, None])
+        step = self._lm.step(self._state, tokens.repeat_interleave(n), RowPlan(1, routing))
+        valid = torch.arange(n) < torch.where(clean, 1, n)[:, None]
+        works = tuple(_row(step, row, n).work(self._lm.shape, valid[:, row, None]) for row in range(n))
+        logits = step.logits.view(len(tokens), n, -1)
+        return Rows(logits, valid.to(logits.device)), works
+
+    @property
+    def cached(self) -> list[tuple[Cached, ...]]:
+        return self._cached
+
+    @property
+    def lengths(self) -> list[int]:
+        return self._state.lengths[:: self._n]
+
+    def select(self, index: Sequence[int]) -> PrivateCacheProposals:
+        state = self._state.select([self._n * i + row for i in index for row in range(self._n)])
+        caches, readers = picked(self._cached, index), picked(self._readers, index)
+        return PrivateCacheProposals(self._lm, self._noise, state, caches, readers, self._clean_first)
+
+    def join(self, other: Proposals) -> PrivateCacheProposals:
+        assert isinstance(other, PrivateCacheProposals)
+        state, caches = self._state.join(other._state), self._cached + other._cached
+        readers = self._readers + other._readers
+        return PrivateCacheProposals(self._lm, self._noise, state, caches, readers, self._clean_first)
+
+
+def _row(step: Step, row: int, n: int) -> Step:
+    """What one row of every sequence ran, of a step in which rows are sequences."""
+    experts, changed, noisy = (
+        None if marks is None else marks[row::n] for marks in (step.experts, step.changed, step.noisy)
+    )
+    return Step(step.logits[row::n], experts, changed, noisy)
+
+
+def start_clean(
+    lm: LanguageModel, prompts: Sequence[tuple[int, ...]], n: int
+) -> tuple[State, list[tuple[Cached, ...]]]:
+    """n caches of every prompt from one clean prefill, which they share."""
+    state, caches = start_all(lm, [prompt for prompt in prompts for _ in range(n)])
+    return state, _by_sequence(caches, n)
+
+
+def start_noisy(
+    lm: LanguageModel,
+    prompts: Sequence[tuple[int, ...]],
+    streams: Sequence[Stream],
+    noise: RoutingNoise,
+    readers: Sequence[RowNoiseReader],
+) -> tuple[State, list[tuple[Cached, ...]]]:
+    """A cache per row of every prompt, whose tokens choose their experts with the row's noise.
+
+    Clean rows of equal prompts are prefilled once; noisy rows share nothing.
+    """
+    n = noise.clean + noise.rows
+    routings: dict[tuple[tuple[int, ...], Hashable], Routing] = {}
+    wanted = []
+    for prompt, stream, reader in zip(prompts, streams, readers, strict=True):
+        for row, routing in enumerate(noise.prompt(reader, len(prompt) - 1)):
+            source = "" if row < noise.clean else (*stream.path, row)
+            routings.setdefault((prompt, source), routing)
+            wanted.append((prompt, source))
+    state = lm.prefill([prompt[:-1] for prompt, _ in routings], list(routings.values()))
+    if len(routings) < len(wanted):
+        places = {one: i for i, one in enumerate(routings)}
+        state = state.select([places[one] for one in wanted])
+    sources = [source for _, source in wanted]
+    return state, _by_sequence(cached(lm, [prompt for prompt, _ in wanted], state.prefills, sources), n)
+
+
+def _by_sequence(caches: Sequence[Cached], n: int) -> list[tuple[Cached, ...]]:
+    return [tuple(caches[i : i + n]) for i in range(0, len(caches), n)]
