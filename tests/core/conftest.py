@@ -3,39 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
-import torch
 
+from tests.beams import Beams
 from tokenscale.core.backend import Completion
 from tokenscale.core.data import Ask
 from tokenscale.core.decode import LocalBackend
-from tokenscale.core.strategy import Choice, Decoder, TokenProposer
+from tokenscale.core.strategy import Decoder, TokenProposer
 from tokenscale.models.toy import ToyModel
 from tokenscale.token_level.decoders import Greedy
 from tokenscale.token_level.plain import Plain
-
-
-@dataclass(frozen=True)
-class Beams(Decoder):
-    """The w most likely continuations of all beams together; the margin is the last one's lead."""
-
-    w: int
-
-    @property
-    def width(self) -> int:
-        return self.w
-
-    def choose(self, log_probs: Any, scores: Any, uniforms: Any) -> Choice:
-        vocab = log_probs.shape[-1]
-        totals = (scores[..., None] + log_probs).flatten(1)
-        kept = min(self.w, int((totals > float("-inf")).sum(-1).amin()))
-        best = totals.topk(min(kept + 1, totals.shape[-1]), -1)
-        places = best.indices[:, :kept]
-        margin = best.values[:, kept - 1] - best.values[:, -1]
-        return Choice(places // vocab, places % vocab, margin)
 
 
 @pytest.fixture(scope="session")
@@ -76,8 +55,3 @@ def run(lm: ToyModel) -> Run:
         return [done[t] for t in tickets]
 
     return run_asks
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)

@@ -12,10 +12,7 @@ import torch
 from scipy.special import log_softmax, logsumexp
 
 from tokenscale.core.strategy import Aggregator, Rows
-from tokenscale.testing import (
-    INVARIANTS,
-    check_aggregator,
-)
+from tokenscale.testing import INVARIANTS, check_aggregator
 from tokenscale.token_level.aggregators import MeanProbability
 
 

@@ -11,9 +11,7 @@ from tokenscale.core.data import Ask, Prompt
 from tokenscale.core.decode import LocalBackend
 from tokenscale.core.noise import Stream
 from tokenscale.models.toy import ToyModel
-from tokenscale.testing import (
-    check_backend,
-)
+from tokenscale.testing import check_backend
 from tokenscale.token_level.aggregators import MeanProbability
 from tokenscale.token_level.decoders import Sample
 from tokenscale.token_level.plain import Plain

@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
-from tokenscale.core.strategy import Choice, Decoder
-from tokenscale.testing import (
-    check_decoder,
-)
+from tests.beams import Beams
+from tokenscale.core.strategy import Choice
+from tokenscale.testing import check_decoder
 from tokenscale.token_level.decoders import Greedy
 
 
@@ -61,19 +60,4 @@ def test_a_decoder_that_hides_its_chance_is_caught() -> None:
 
 
 def test_beam_searches_can_conform() -> None:
-    @dataclass(frozen=True)
-    class Beams(Decoder):
-        """The w best of all."""
-
-        w: int
-
-        @property
-        def width(self) -> int:
-            return self.w
-
-        def choose(self, log_probs: Any, scores: Any, uniforms: Any) -> Choice:
-            best = (scores[..., None] + log_probs).flatten(1).topk(self.w)
-            vocab = log_probs.shape[-1]
-            return Choice(best.indices // vocab, best.indices % vocab, best.values[:, 0] - best.values[:, -1])
-
     check_decoder(Beams(3), examples=30)

@@ -14,9 +14,7 @@ from tokenscale.core.model import State
 from tokenscale.core.plan import PLAIN, RowPlan
 from tokenscale.core.step import Step
 from tokenscale.models.toy import ToyModel, ToyState
-from tokenscale.testing import (
-    check_language_model,
-)
+from tokenscale.testing import check_language_model
 
 
 class FaultyModel(ToyModel):

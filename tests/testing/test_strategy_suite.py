@@ -9,9 +9,7 @@ import pytest
 from tokenscale.core.data import Ask, Candidate
 from tokenscale.core.noise import Stream
 from tokenscale.core.strategy import Asks, Kind, SequenceStrategy
-from tokenscale.testing import (
-    check_sequence_strategy,
-)
+from tokenscale.testing import check_sequence_strategy
 
 
 @dataclass(frozen=True)
