@@ -156,3 +156,21 @@ def test_a_router_that_is_bypassed_is_an_error(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(block, "forward", lambda hidden: hidden)
     with pytest.raises(RoutingError, match=r"(?s)1 of 3 routers were not called.*fix: load the model without fused"):
         lm.step(state, torch.tensor([8]), RowPlan(2, Routing.of(noise(1, 2, 0))))
+
+
+def test_a_router_that_is_called_twice_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place of another, so that the number of calls is right, and every layer's record wrong."""
+    model = tiny("olmoe")
+    lm = wrap(model)
+    state = lm.prefill([[5, 6, 7]])
+    layers = model.model.layers
+    monkeypatch.setattr(layers[0].mlp, "forward", layers[1].mlp.forward)
+    with pytest.raises(RoutingError, match=r"1 of 3 routers were not called"):
+        lm.step(state, torch.tensor([8]))
+    monkeypatch.undo()
+    first, block = layers[0].mlp.gate, layers[0].mlp.forward
+    monkeypatch.setattr(layers[0].mlp, "forward", lambda hidden: (first(hidden.flatten(0, 1)), block(hidden))[1])
+    with pytest.raises(
+        RoutingError, match=r"(?s)not called once each.*0.mlp.gate, \S*0.mlp.gate.*fix: use a model whose"
+    ):
+        lm.step(lm.prefill([()]), torch.tensor([8]))

@@ -83,8 +83,10 @@ def gates(
 
 @dataclass
 class RoutingRecord:
-    """What the routers did in one forward: expert indices [layer][tokens, top_k], and the noise-free ones."""
+    """What the routers did in one forward, call by call: which it was, its expert indices [tokens, top_k], and
+    the noise-free ones."""
 
+    layers: list[int] = field(default_factory=list)
     chosen: list[Tensor] = field(default_factory=list)
     clean: list[Tensor] = field(default_factory=list)
 
@@ -109,7 +111,7 @@ def watch(routers: list[Router], routing: Routing | None) -> Iterator[RoutingRec
     """Records every router's choice during one forward and, where `routing` says so, changes it.
 
     Tokens reach a router as [batch, rows] flattened. The hooks are gone after any exit. Raises
-    RoutingError for a router that was not called exactly once.
+    RoutingError unless all were called once, in the order of their layers.
     """
     record = RoutingRecord()
     handles = []
@@ -120,11 +122,16 @@ def watch(routers: list[Router], routing: Routing | None) -> Iterator[RoutingRec
     finally:
         for handle in handles:
             handle.remove()
-    if len(record.chosen) != len(routers):
-        silent = len(routers) - len(record.chosen)
+    if silent := len(routers) - len(set(record.layers)):
         raise RoutingError(
             f"{silent} of {len(routers)} routers were not called in a forward, so their choices are unknown",
             "load the model without fused expert kernels (use_kernels=False, or a dequantised checkpoint)",
+        )
+    if record.layers != list(range(len(routers))):
+        called = ", ".join(routers[layer].name for layer in record.layers)
+        raise RoutingError(
+            f"routers were not called once each in the order of their layers, but as {called}",
+            "use a model whose layers run once, one after the other",
         )
 
 
@@ -140,6 +147,7 @@ def _hook(router: Router, layer: int, routing: Routing | None, record: RoutingRe
             assert routing.noise is not None
             assert routing.noisy is not None
             weights, indices = perturb(router, logits, weights, indices, routing.noise[layer], routing.noisy[layer])
+        record.layers.append(layer)
         record.chosen.append(indices)
         return (logits, weights, indices) if noisy else None
 
