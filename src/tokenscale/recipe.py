@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 from tokenscale.core.errors import nearest
 from tokenscale.recipe_sections import (
     FIXED_WIDTH,
+    TASKS,
     ArmSection,
     CalibrationSection,
     GenerationSection,
@@ -43,7 +44,7 @@ class Recipe(Section):
     seeds: tuple[Annotated[int, Strict(), Field(ge=0)], ...] = Field(
         default=(0,), min_length=1, description="seeds: [0, 1, 2]"
     )
-    budgets: tuple[Any, ...] = Field(default=(), description="leave `budgets` out: " + FIXED_WIDTH)
+    budgets: tuple[Any, ...] = Field(default=(), description="no `budgets`: " + FIXED_WIDTH)
     arms: dict[Name, ArmSection] = Field(min_length=1, description='arms: {greedy: Greedy(), roe: "RoE(n=4)"}')
     contrasts: tuple[tuple[Text, Text], ...] = Field(
         default=(), description="pairs of arms: [[roe, greedy], [both, vote]]"
@@ -108,16 +109,24 @@ NOT_YET = {
     "template": "leave it out: the task's own prompt is used",
     "cluster": "leave it out: each problem stands for itself",
 }
-
-
-MAPPINGS = {"model_type": "must be a mapping", "dict_type": "must be a mapping", "tuple_type": "must be a list"}
+WORDS = {
+    "model_type": "must be a mapping",
+    "dict_type": "must be a mapping",
+    "tuple_type": "must be a list",
+    "too_short": "must not be empty",
+    "string_too_short": "must not be empty",
+}
 
 
 def _problems(source: Source, errors: Sequence[ErrorDetails]) -> list[Problem]:
-    """Pydantic's errors with places and fixes; a key that is missing because it is misspelt counts once."""
+    """Pydantic's errors with places and fixes, less those that only follow from another.
+
+    A key is missing because it is misspelt; a list is too short because its entries are wrong.
+    """
     unknown = [e["loc"] for e in errors if e["type"] == "extra_forbidden"]
-    meant = {(*loc[:-1], _closest(loc)) for loc in unknown}
-    return [_problem(source, e) for e in errors if e["type"] != "missing" or e["loc"] not in meant]
+    follows = {("missing", (*loc[:-1], _closest(loc))) for loc in unknown}
+    follows |= {("too_short", e["loc"][:end]) for e in errors for end in range(len(e["loc"]))}
+    return [_problem(source, e) for e in errors if (e["type"], e["loc"]) not in follows]
 
 
 def _closest(loc: Loc) -> str | None:
@@ -135,7 +144,7 @@ def _problem(source: Source, error: ErrorDetails) -> Problem:
         return Problem(place, f"the key {_dotted(loc)!r} is missing", f"add it: {_form(loc)}")
     if kind == "refused":
         return Problem(place, f"{_dotted(loc)}: {context['message']}", context["hint"])
-    wanted = MAPPINGS.get(kind, error["msg"].replace("Input should be", "must be"))
+    wanted = WORDS.get(kind, error["msg"].replace("Input should be", "must be"))
     return Problem(place, f"{_dotted(loc)}: {wanted}, got {error['input']!r:.60}", f"write {_form(loc)}")
 
 
@@ -177,21 +186,42 @@ def _contrast_problems(recipe: Recipe, source: Source) -> list[Problem]:
             if name not in recipe.arms:
                 place = source.place(("contrasts", index, side))
                 problems.append(Problem(place, f"contrasts name no arm {name!r:.80}", nearest(name, recipe.arms)))
+        place = source.place(("contrasts", index))
         if pair[0] == pair[1]:
-            place = source.place(("contrasts", index))
             problems.append(Problem(place, f"{pair[0]!r:.80} is compared with itself", "name two arms"))
+        if {*pair} in [{*other} for other in recipe.contrasts[:index]]:
+            problems.append(
+                Problem(place, f"{' and '.join(pair):.140} are compared twice", "keep one of the two pairs")
+            )
     return problems
 
 
 def _task_problems(recipe: Recipe, source: Source) -> list[Problem]:
     problems = []
-    shots = any(how.few_shot for how in [recipe.prompt, *(a.prompt for a in recipe.arms.values() if a.prompt)])
+    shots: dict[Loc, int | None] = {("prompt", "few_shot"): recipe.prompt.few_shot}
+    for name, arm in recipe.arms.items():
+        shots[("arms", name, "prompt", "few_shot")] = arm.prompt.few_shot if arm.prompt else None
     for name, task in recipe.tasks.items():
+        problems += _too_many(source, ("tasks", name, "limit"), task.limit, name, task.split)
+        for where, count in shots.items():
+            problems += _too_many(source, where, count, name, "validation")
+        calibration = source.place(("tasks", name, "calibration"))
+        if task.calibration is not None:
+            where = ("tasks", name, "calibration", "limit")
+            problems += _too_many(source, where, task.calibration.limit, name, task.calibration.split)
         if task.calibration is not None and task.calibration.split == task.split:
             message = f"tasks.{name} calibrates on the split {task.split!r} that it reports"
-            place = source.place(("tasks", name, "calibration"))
-            problems.append(Problem(place, message, "calibrate on validation and report test"))
-        if shots and task.split == "validation":
+            problems.append(Problem(calibration, message, "calibrate on validation and report test"))
+        if any(shots.values()) and task.split == "validation":
             message = f"tasks.{name} reports the validation split, from which the few-shot examples come"
             problems.append(Problem(source.place(("tasks", name, "split")), message, "report the test split"))
     return problems
+
+
+def _too_many(source: Source, loc: Loc, count: int | None, task: str, split: str) -> list[Problem]:
+    """Whether a recipe wants more problems than a split has."""
+    size = TASKS[task][split]
+    if count is None or count <= size:
+        return []
+    message = f"{_dotted(loc)} is {count}, and the {split} split of {task} has {size} problems"
+    return [Problem(source.place(loc), message, f"write {loc[-1]}: {size}, or less")]

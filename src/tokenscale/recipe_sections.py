@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -22,9 +23,11 @@ from pydantic_core import PydanticCustomError
 from tokenscale.core.errors import TokenscaleError, nearest
 from tokenscale.pipeline import Pipeline
 
-TASKS = ("arithmetic",)
+# How many problems the splits of each task have.
+TASKS: Mapping[str, Mapping[str, int]] = {"arithmetic": {"validation": 2000, "test": 2000}}
 FIXED_WIDTH = "write a number, such as SelfConsistency(k=5); the report shows what each arm costs"
 ONE_ARM_EACH = "write one arm per value, such as roe4: RoE(n=4) and roe8: RoE(n=8)"
+_QUOTED = re.compile(r"""\"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'""", re.DOTALL)
 
 
 def refuse(message: str, hint: str) -> PydanticCustomError:
@@ -47,10 +50,10 @@ def _task_name(name: str) -> str:
 
 def _pipeline(value: object) -> Pipeline:
     """An arm's pipeline from its text or spec; what later versions bring is refused by name."""
-    words = list(_words(value))
-    if any(re.search(r"=\s*auto\b", w) or w == "auto" for w in words):
+    auto, swept = _later(value)
+    if auto:
         raise refuse("`auto` widths are not known yet to this version", FIXED_WIDTH)
-    if any("$" in w for w in words):
+    if swept:
         raise refuse("a `$` stands for a value of a sweep, which this version does not know yet", ONE_ARM_EACH)
     try:
         if isinstance(value, str):
@@ -64,11 +67,28 @@ def _pipeline(value: object) -> Pipeline:
     )
 
 
-def _words(value: object) -> Sequence[str]:
+def _later(value: object) -> tuple[bool, bool]:
+    """Whether a pipeline has a width `auto`, and a value `$name`; what stands in quotes is text."""
     if isinstance(value, str):
-        return [value]
-    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
-    return [word for part in parts for word in _words(part)]
+        bare = _QUOTED.sub("''", value)
+        return re.search(r"[=(,\[]\s*auto\s*[,)\]]", bare) is not None, "$" in bare
+    values = list(_values(value))
+    return "auto" in values, any(re.fullmatch(r"\$\w+", word) for word in values)
+
+
+def _values(spec: object) -> Iterator[str]:
+    """The strings that are values in a spec."""
+    if isinstance(spec, str):
+        yield spec
+    for part in spec.values() if isinstance(spec, Mapping) else spec if isinstance(spec, list) else ():
+        yield from _values(part)
+
+
+def _dtype(name: str) -> str:
+    found = getattr(torch, name, None)
+    if name == "auto" or (isinstance(found, torch.dtype) and found.is_floating_point):
+        return name
+    raise refuse(f"torch has no floating-point dtype {name!r:.60}", "write bfloat16, float16 or float32, or null")
 
 
 def _plain_pipeline(pipeline: Pipeline) -> object:
@@ -82,7 +102,6 @@ def _batch_size(value: object) -> object:
 
 
 Text = Annotated[str, Strict()]
-Whole = Annotated[int, Strict()]
 Count = Annotated[int, Strict(), Field(ge=1)]
 Name = Annotated[Text, AfterValidator(_name)]
 TaskName = Annotated[Text, AfterValidator(_task_name)]
@@ -100,7 +119,7 @@ class ModelSection(Section):
 
     path: Text = Field(description="a folder, a hub id, or demo or demo-noisy")
     revision: Text | None = Field(default=None, description="a hub revision, or null")
-    dtype: Text | None = Field(default=None, description="a torch dtype such as bfloat16, or null")
+    dtype: Annotated[Text, AfterValidator(_dtype)] | None = Field(default=None, description="bfloat16, or null")
     device_map: Text | None = Field(default=None, description="a device such as cuda:0, auto, or null")
     attn_implementation: Text | None = Field(default=None, description="eager, sdpa, or null")
 

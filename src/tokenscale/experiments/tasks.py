@@ -97,12 +97,12 @@ def draw(task: Task, split: Split, limit: int | None) -> tuple[Problem, ...]:
     """A random sample without repeats, by a seed that task and split fix: the same for every arm and seed.
 
     Samples are nested: those of limit 100 are the first 100 of limit 200. Raises RecipeError for a
-    limit beyond the split.
+    limit beyond the split (`Recipe.load` says the same with the place).
     """
     problems = task.problems(split)
     if limit is not None and limit > len(problems):
-        message = f"tasks.{task.name}.limit is {limit}, and the {split} split has {len(problems)} problems"
-        raise RecipeError(message, f"write limit: {len(problems)}, or limit: null for all")
+        message = f"{limit} problems are asked for, and the {split} split of {task.name} has {len(problems)}"
+        raise RecipeError(message, f"ask for {len(problems)} or fewer")
     key = int.from_bytes(hashlib.blake2b(f"{task.name}/{split}".encode(), digest_size=8).digest(), "little")
     order = np.random.Generator(np.random.Philox(key)).permutation(len(problems))
     return tuple(problems[i] for i in order[:limit])
