@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from tests.models.tiny import tiny
@@ -56,6 +56,17 @@ def test_equal_weights_have_equal_fingerprints(folder: Path) -> None:
     with torch.no_grad():
         model.model.layers[2].mlp.experts.down_proj[0, 0, 0] += 1
     assert wrap(model, lm.tokenizer).fingerprint != lm.fingerprint
+
+
+def test_tokenizers_that_make_other_ids_have_other_fingerprints() -> None:
+    model = tiny("olmoe")
+    template, lower, used = tokenizer(), tokenizer(), tokenizer()
+    template.chat_template = "w9 {{ messages[0]['content'] }}"
+    lower.backend_tokenizer.normalizer = normalizers.Lowercase()
+    used(["w1", "w1 w2"], padding=True, truncation=True, max_length=5)
+    prints = [wrap(model, tok).fingerprint for tok in (tokenizer(), template, lower)]
+    assert len(set(prints)) == 3
+    assert wrap(model, used).fingerprint == prints[0]
 
 
 @pytest.mark.parametrize(
