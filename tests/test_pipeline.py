@@ -73,8 +73,10 @@ def test_numbers_are_always_printed_and_other_parameters_where_they_differ() -> 
 
 
 def test_a_spec_has_all_parameters() -> None:
+    words = {"weights": "original", "current_kv": "own", "first_token": "rows", "noise": "gumbel"}
+    words |= {"noise_on": "logits", "cache": "clean", "prefill": "clean"}
     assert (RoE(n=4, tau=(0.1, 0.2)) | ChainOfThought()).to_spec() == [
-        {"RoE": {"n": 4, "tau": [0.1, 0.2], "clean_layers": 1}},
+        {"RoE": {"n": 4, "tau": [0.1, 0.2], "clean_layers": 1, "keep_head": None, "candidate_pool": None, **words}},
         {"ChainOfThought": {"trigger": "Let's think step by step.", "examples": ""}},
     ]
 

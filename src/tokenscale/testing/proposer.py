@@ -28,7 +28,7 @@ STEPS = 6
 class Found:
     """What one sequence's proposals gave, step by step: its valid rows, and per cache what was billed."""
 
-    rows: list[Float[Tensor, "rows vocab"]] = field(default_factory=list)
+    rows: list[Tensor] = field(default_factory=list)
     bills: list[Bill] = field(default_factory=list)
 
 
