@@ -60,7 +60,7 @@ def test_noise_is_finite_at_the_ends(kind: Any) -> None:
     values = standard(kind, ends)
     assert values.isfinite().all()
     assert values.dtype == torch.float32
-    assert (values.diff() > 0).all()
+    assert values.diff().sign().unique().numel() == 1
 
 
 def test_a_row_has_the_same_noise_in_a_prompt_and_in_a_step() -> None:
