@@ -52,7 +52,7 @@ def row(i, score, arm, seed):
         "unparsable": int(i < 2),
         "near_ties": 2 if arm == "roe" else 0,
         "routing": ROUTING if arm == "roe" else RoutingStats().__dict__,
-        "notes": ["tau changed nothing"] if (arm, i) == ("roe", 3) else [],
+        "notes": [f"tau changed 0 of {i}", "all alike"][: i - 6] if arm == "roe" and i > 6 else [],
     }
 
 
@@ -92,7 +92,11 @@ def test_one_seed(report):
     assert (roe["truncated"], roe["unparsable"]) == (pytest.approx(1 / 30), pytest.approx(2 / 30))
     assert (roe["router_choices"], roe["router_choices_changed"], roe["distinct_experts"]) == (100, 0.4, 3.0)
     assert (greedy["router_choices_changed"], greedy["distinct_experts"]) == (0.0, None)
-    assert (roe["near_ties"], roe["seconds"], roe["notes"]) == (20, 5.0, ["tau changed nothing"])
+    assert (roe["near_ties"], roe["seconds"], roe["notes"]) == (
+        20,
+        5.0,
+        ["tau changed 0 of 7 (3 of 10 answers)", "all alike (2 of 10 answers)"],
+    )
     [pair] = built["pairs"]
     assert (pair["first"], pair["second"], pair["declared"]) == ("roe", "greedy", True)
     assert pair["difference"] == pytest.approx(0.2)
@@ -202,7 +206,7 @@ def test_tables(report):
         ("greedy", "10.0%", "20.0%", "-", "-", "0"),
         ("roe", "3.3%", "6.7%", "40.0%", "3.00", "20"),
     ]
-    assert notes(built) == ["roe (toy): tau changed nothing"]
+    assert notes(built) == [f"roe (toy): {note}" for note in built["arms"][1]["notes"]]
 
 
 def test_the_page(report):
@@ -210,7 +214,7 @@ def test_the_page(report):
     assert page.startswith("# Who wins?\n\nA tiny model on synthetic arithmetic shows that the machinery is right, not")
     assert "| roe | RoE(n=2, tau=0.3, clean_layers=1) \\| Greedy() | 60.0% |" in page
     assert "tokenscale 0; fingerprint" in page
-    assert "tau changed nothing" in page
+    assert "- roe (toy): tau changed 0 of 7 (3 of 10 answers)" in page
     tables = [block for block in page.split("\n\n") if block.startswith("|")]
     assert len(tables) == 3
     for table in tables:

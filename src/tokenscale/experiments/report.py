@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from tokenscale.core.cost import Cost
 from tokenscale.core.data import RoutingStats
-from tokenscale.core.strategy import Stage
+from tokenscale.dsl import to_text
 from tokenscale.experiments.statistics import (
     ALPHA,
     LEVEL,
@@ -139,7 +140,7 @@ def _describe(arm: Arm, recipe: Recipe, reference: Arm) -> dict[str, Any]:
         "router_choices_changed": routing.changed_share,
         "distinct_experts": _finite(routing.mean_distinct_experts),
         "near_ties": sum(row["near_ties"] for row in rows),
-        "notes": sorted({note for row in rows for note in row["notes"]}),
+        "notes": _notes(rows),
         "seconds": sum(row["seconds"] for row in rows),
     }
 
@@ -200,21 +201,17 @@ def _assumptions(problems: int, seeds: int, difference: float | None, discordanc
 
 
 def brief(pipeline: Pipeline) -> str:
-    """A pipeline for tables: numbers are always shown, other values where they are not the default.
-
-    The model's own rows and their mean go without saying. This is no text that a recipe takes.
-    """
+    """A pipeline for tables: its text, but for the model's own rows and their mean, which go without saying."""
     silent = (Plain(), MeanProbability())
-    return " | ".join(_brief_stage(stage) for stage in pipeline.stages if stage not in silent)
+    return " | ".join(to_text(stage) for stage in pipeline.stages if stage not in silent)
 
 
-def _brief_stage(stage: Stage) -> str:
-    shown = []
-    for field in fields(stage):  # type: ignore[arg-type]
-        value = getattr(stage, field.name)
-        if isinstance(value, int | float) or value != field.default:
-            shown.append(f"{field.name}={value!r}")
-    return f"{type(stage).__name__}({', '.join(shown)})"
+def _notes(rows: Sequence[Row]) -> list[str]:
+    """One line for each sort of note, numbers aside: the first of its sort, and how many there are."""
+    sorts: dict[str, list[str]] = {}
+    for note in (note for row in rows for note in row["notes"]):
+        sorts.setdefault(re.sub(r"\d+", "#", note), []).append(note)
+    return [f"{found[0]} ({len(found)} of {len(rows)} answers)" for found in sorts.values()]
 
 
 def _mean_cost(rows: Sequence[Row]) -> dict[str, float]:
