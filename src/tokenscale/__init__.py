@@ -66,8 +66,19 @@ if TYPE_CHECKING:
     from tokenscale.pipeline import Pipeline as Pipeline
     from tokenscale.sequence_level.chain_of_thought import ChainOfThought as ChainOfThought
     from tokenscale.sequence_level.self_consistency import SelfConsistency as SelfConsistency
+    from tokenscale.token_level.aggregators import CleanAnchored as CleanAnchored
+    from tokenscale.token_level.aggregators import ConfidenceWeighted as ConfidenceWeighted
+    from tokenscale.token_level.aggregators import ContrastRows as ContrastRows
+    from tokenscale.token_level.aggregators import DoLaContrast as DoLaContrast
+    from tokenscale.token_level.aggregators import EntropyWeighted as EntropyWeighted
+    from tokenscale.token_level.aggregators import LogSumExpLogits as LogSumExpLogits
+    from tokenscale.token_level.aggregators import MaxProbability as MaxProbability
     from tokenscale.token_level.aggregators import MeanLogit as MeanLogit
     from tokenscale.token_level.aggregators import MeanProbability as MeanProbability
+    from tokenscale.token_level.aggregators import MedianProbability as MedianProbability
+    from tokenscale.token_level.aggregators import MinProbability as MinProbability
+    from tokenscale.token_level.aggregators import TokenVote as TokenVote
+    from tokenscale.token_level.aggregators import Weighted as Weighted
     from tokenscale.token_level.decoders import Greedy as Greedy
     from tokenscale.token_level.decoders import Sample as Sample
     from tokenscale.token_level.plain import Plain as Plain
@@ -93,7 +104,8 @@ _HOMES = {
     "pipeline": "Pipeline",
     "sequence_level.chain_of_thought": "ChainOfThought",
     "sequence_level.self_consistency": "SelfConsistency",
-    "token_level.aggregators": "MeanLogit MeanProbability",
+    "token_level.aggregators": "CleanAnchored ConfidenceWeighted ContrastRows DoLaContrast EntropyWeighted "
+    "LogSumExpLogits MaxProbability MeanLogit MeanProbability MedianProbability MinProbability TokenVote Weighted",
     "token_level.decoders": "Greedy Sample",
     "token_level.plain": "Plain",
     "token_level.roe": "RoE",

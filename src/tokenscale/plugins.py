@@ -18,7 +18,7 @@ from tokenscale.core.errors import PipelineError, TokenscaleError, unknown
 from tokenscale.core.strategy import Kind, Stage
 from tokenscale.sequence_level.chain_of_thought import ChainOfThought
 from tokenscale.sequence_level.self_consistency import SelfConsistency
-from tokenscale.token_level.aggregators import MeanLogit, MeanProbability
+from tokenscale.token_level import aggregators
 from tokenscale.token_level.decoders import Greedy, Sample
 from tokenscale.token_level.plain import Plain
 from tokenscale.token_level.roe import RoE
@@ -39,7 +39,12 @@ def index(classes: Iterable[type[Stage]]) -> dict[str, type[Stage]]:
 
 
 BUILT_IN: Mapping[str, type[Stage]] = index(
-    (Plain, RoE, MeanProbability, MeanLogit, Greedy, Sample, ChainOfThought, SelfConsistency)
+    (
+        *(Plain, RoE),
+        *(getattr(aggregators, name) for name in aggregators.__all__),
+        *(Greedy, Sample),
+        *(ChainOfThought, SelfConsistency),
+    )
 )
 
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import Phase, given, settings
 from scipy.special import log_softmax, logsumexp
 
 from tokenscale.core.strategy import Aggregator, Rows
-from tokenscale.testing import INVARIANTS, check_aggregator
+from tokenscale.testing import INVARIANTS, Declared, check_aggregator
+from tokenscale.testing.aggregator_cases import Case, cases
 from tokenscale.token_level.aggregators import MeanProbability
 
 
@@ -21,14 +24,16 @@ def mean(logits: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Faulty(MeanProbability):
-    """A mean with something wrong; `folds` off, so that only `aggregate` counts."""
+class Faulty(Aggregator):
+    """A mean with something wrong."""
 
     fault: str = ""
-    folds = False
 
     def aggregate(self, rows: Rows) -> torch.Tensor:
         return FAULTS[self.fault](rows)
+
+    def fell_back(self, rows: Rows) -> torch.Tensor:
+        return torch.full((len(rows.valid),), self.fault == "falls_back")
 
 
 def good(rows: Rows) -> torch.Tensor:
@@ -39,6 +44,11 @@ def weighted(rows: Rows) -> torch.Tensor:
     """Row 0 counts twice."""
     doubled = Rows(torch.cat([rows.logits[:, :1], rows.logits], 1), torch.cat([rows.valid[:, :1], rows.valid], 1))
     return good(doubled)
+
+
+def last_twice(rows: Rows) -> torch.Tensor:
+    """The last row counts twice, so the order of noisy rows matters."""
+    return weighted(Rows(rows.logits.flip(1), rows.valid.flip(1)))
 
 
 def largest(rows: Rows) -> torch.Tensor:
@@ -74,37 +84,109 @@ def padding_too(rows: Rows) -> torch.Tensor:
     return good(Rows(rows.logits, torch.ones_like(rows.valid)))
 
 
+def half(rows: Rows) -> torch.Tensor:
+    """Computes in the precision of its rows."""
+    probs = torch.softmax(rows.logits, -1).masked_fill(~rows.valid[..., None], 0)
+    return (probs.sum(1) / rows.valid.sum(1, keepdim=True)).log().float()
+
+
+def steep(rows: Rows) -> torch.Tensor:
+    """Ten times as far apart, so that rounding shows ten times as much."""
+    return (good(rows) * 10).log_softmax(-1)
+
+
+def product(rows: Rows) -> torch.Tensor:
+    """NaN where rows have no token in common."""
+    logs = rows.logits.detach().float().log_softmax(-1).masked_fill(~rows.valid[..., None], 0)
+    return (logs.sum(1) / rows.valid.sum(1, keepdim=True)).log_softmax(-1)
+
+
+def falls_back(rows: Rows) -> torch.Tensor:
+    """Says so, and does not."""
+    return good(rows)
+
+
+def hides_nan(rows: Rows) -> torch.Tensor:
+    return good(Rows(rows.logits.nan_to_num(nan=0.0, neginf=float("-inf")), rows.valid))
+
+
+def with_gradient(rows: Rows) -> torch.Tensor:
+    logs = rows.logits.float().log_softmax(-1).masked_fill(~rows.valid[..., None], float("-inf"))
+    return logs.logsumexp(1) - rows.valid.sum(1, keepdim=True).log()
+
+
 FAULTS: dict[str, Callable[[Rows], torch.Tensor]] = {
-    f.__name__: f for f in (weighted, largest, in_place, row_sums, raw_logits, smoothed, sharpened, padding_too)
+    f.__name__: f
+    for f in (
+        *(weighted, last_twice, largest, in_place, row_sums, raw_logits, smoothed, sharpened, padding_too),
+        *(half, steep, product, falls_back, hides_nan, with_gradient, good),
+    )
 }
+
+
+@cache
+def examples() -> list[Case]:
+    """What `check_aggregator` would search, collected once."""
+    found: list[Case] = []
+
+    @settings(max_examples=40, phases=[Phase.generate], deadline=None)
+    @given(cases(mean, 2.0, None))
+    def collect(case: Case) -> None:
+        found.append(case)
+
+    collect()
+    return found
+
+
+@cache
+def is_broken(name: str, fault: str) -> bool:
+    for case in examples():
+        rows = Rows(case.rows.logits.clone(), case.rows.valid)
+        try:
+            INVARIANTS[name](Faulty(fault=fault), Case(rows, *list(vars(case).values())[1:]))
+        except AssertionError:
+            return True
+    return False
 
 
 @pytest.mark.parametrize(
     ("fault", "caught_by"),
     [
-        ("weighted", {"permutation", "padding", "duplication", "oracle"}),
-        ("largest", {"shift", "oracle", "lower bound", "upper bound"}),
+        ("weighted", {"permutation", "absent rows", "duplication", "oracle"}),
+        ("last_twice", {"permutation", "noisy permutation", "absent rows", "duplication", "oracle"}),
+        ("largest", {"shift", "oracle", "gradient"}),
         ("in_place", {"pure"}),
         ("row_sums", {"normalised", "equal rows", "upper bound", "duplication", "oracle"}),
         ("raw_logits", {"shift", "oracle"}),
         ("smoothed", {"one row", "equal rows", "impossible", "oracle", "upper bound", "lower bound"}),
-        ("sharpened", {"equal rows", "duplication", "oracle", "upper bound", "lower bound"}),
-        ("padding_too", {"padding", "oracle", "lower bound", "upper bound", "normalised", "impossible"}),
+        ("sharpened", {"equal rows", "lower bound", "duplication", "oracle"}),
+        ("padding_too", {"padding", "absent rows", "oracle", "lower bound", "upper bound"}),
+        ("half", {"half precision"}),
+        ("steep", {"one row", "equal rows", "lower bound", "upper bound", "oracle", "rounding"}),
+        ("product", {"fallback", "upper bound", "oracle"}),
+        ("falls_back", {"fallback"}),
+        ("hides_nan", {"no number"}),
+        ("with_gradient", {"gradient"}),
     ],
 )
 def test_faulty_aggregators_are_caught(fault: str, caught_by: set[str]) -> None:
     """Each invariant by itself, so that none hides behind another."""
-    caught = {name for name in INVARIANTS if is_caught(fault, name)}
-    assert caught & caught_by
-    assert "oracle" in caught or fault == "in_place"
+    assert {name for name in INVARIANTS if is_broken(name, fault)} >= caught_by
 
 
-def is_caught(fault: str, name: str) -> bool:
-    try:
-        check_aggregator(Faulty(fault=fault), mean, without=set(INVARIANTS) - {name}, examples=8)
-    except AssertionError as error:
-        return f"Faulty breaks {name!r}" in str(error)
-    return False
+def test_every_invariant_catches_something() -> None:
+    """But for the fold, whose fault is below."""
+    caught = {name for name in INVARIANTS if any(is_broken(name, fault) for fault in FAULTS)}
+    assert caught == set(INVARIANTS) - {"fold"}
+
+
+def test_a_good_aggregator_breaks_nothing_on_these_examples() -> None:
+    assert not any(is_broken(name, "good") for name in INVARIANTS)
+
+
+def test_the_broken_promise_is_named() -> None:
+    with pytest.raises(AssertionError, match=r"Faulty breaks 'equal rows': .*off by"):
+        check_aggregator(Faulty(fault="sharpened"), mean, examples=10)
 
 
 def test_a_wrong_fold_is_caught() -> None:
@@ -117,21 +199,6 @@ def test_a_wrong_fold_is_caught() -> None:
 
     with pytest.raises(AssertionError, match="Forgetful breaks 'fold'"):
         check_aggregator(Forgetful(), mean)
-
-
-def test_half_precision_sums_are_caught() -> None:
-    @dataclass(frozen=True)
-    class Half(MeanProbability):
-        """Computes in the precision of its rows."""
-
-        folds = False
-
-        def aggregate(self, rows: Rows) -> torch.Tensor:
-            probs = torch.softmax(rows.logits, -1).masked_fill(~rows.valid[..., None], 0)
-            return (probs.sum(1) / rows.valid.sum(1, keepdim=True)).log().float()
-
-    with pytest.raises(AssertionError, match="Half breaks 'half precision'"):
-        check_aggregator(Half(), mean, without={"lower bound", "oracle"})
 
 
 def test_the_names_of_invariants_are_checked() -> None:
@@ -148,3 +215,25 @@ def test_a_stage_that_is_not_frozen_is_caught() -> None:
 
     with pytest.raises(AssertionError, match="Loose is a frozen dataclass"):
         check_aggregator(Loose(), mean)
+
+
+def test_what_an_aggregator_declares_are_arguments_of_the_suite() -> None:
+    changed = dict.fromkeys(
+        ("one row", "equal rows", "lower bound", "upper bound", "oracle", "fallback"), "it is steep"
+    )
+    check_aggregator(Faulty(fault="steep"), mean, **vars(Declared(changed, lipschitz=20.0, rows=2)), examples=5)
+
+
+def test_the_number_of_rows_can_be_fixed() -> None:
+    seen: set[int] = set()
+
+    @dataclass(frozen=True)
+    class Counting(MeanProbability):
+        """Notes how many rows it gets where nothing was doubled or left out."""
+
+        def fell_back(self, rows: Rows) -> torch.Tensor:
+            seen.add(rows.logits.shape[1])
+            return super().fell_back(rows)
+
+    check_aggregator(Counting(), mean, rows=7, examples=5)
+    assert seen == {7}

@@ -5,6 +5,7 @@ aggregators and decoders search for counterexamples and need the test extra (hyp
 """
 
 from tokenscale.testing.aggregator import INVARIANTS, check_aggregator
+from tokenscale.testing.aggregator_table import DECLARED, Declared
 from tokenscale.testing.backend import check_backend
 from tokenscale.testing.decoder import check_decoder
 from tokenscale.testing.language_model import check_language_model
@@ -12,7 +13,9 @@ from tokenscale.testing.proposer import check_proposer
 from tokenscale.testing.sequence_strategy import check_sequence_strategy, respond
 
 __all__ = [
+    "DECLARED",
     "INVARIANTS",
+    "Declared",
     "check_aggregator",
     "check_backend",
     "check_decoder",
