@@ -79,10 +79,18 @@ if TYPE_CHECKING:
     from tokenscale.token_level.aggregators import MinProbability as MinProbability
     from tokenscale.token_level.aggregators import TokenVote as TokenVote
     from tokenscale.token_level.aggregators import Weighted as Weighted
+    from tokenscale.token_level.contrastive_decoding import ContrastiveDecoding as ContrastiveDecoding
     from tokenscale.token_level.decoders import Greedy as Greedy
     from tokenscale.token_level.decoders import Sample as Sample
+    from tokenscale.token_level.dola import DoLa as DoLa
+    from tokenscale.token_level.expert_sample import ExpertSample as ExpertSample
+    from tokenscale.token_level.mc_dropout import MCDropout as MCDropout
+    from tokenscale.token_level.model_ensemble import ModelEnsemble as ModelEnsemble
+    from tokenscale.token_level.more_experts import MoreExperts as MoreExperts
     from tokenscale.token_level.plain import Plain as Plain
+    from tokenscale.token_level.prompt_ensemble import PromptEnsemble as PromptEnsemble
     from tokenscale.token_level.roe import RoE as RoE
+    from tokenscale.token_level.scmoe import SCMoE as SCMoE
 
 __version__ = "0.1.0"
 
@@ -106,9 +114,17 @@ _HOMES = {
     "sequence_level.self_consistency": "SelfConsistency",
     "token_level.aggregators": "CleanAnchored ConfidenceWeighted ContrastRows DoLaContrast EntropyWeighted "
     "LogSumExpLogits MaxProbability MeanLogit MeanProbability MedianProbability MinProbability TokenVote Weighted",
+    "token_level.contrastive_decoding": "ContrastiveDecoding",
     "token_level.decoders": "Greedy Sample",
+    "token_level.dola": "DoLa",
+    "token_level.expert_sample": "ExpertSample",
+    "token_level.mc_dropout": "MCDropout",
+    "token_level.model_ensemble": "ModelEnsemble",
+    "token_level.more_experts": "MoreExperts",
     "token_level.plain": "Plain",
+    "token_level.prompt_ensemble": "PromptEnsemble",
     "token_level.roe": "RoE",
+    "token_level.scmoe": "SCMoE",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 __all__ = [*sorted(_HOME_OF), "__version__"]

@@ -19,9 +19,17 @@ from tokenscale.core.strategy import Kind, Stage
 from tokenscale.sequence_level.chain_of_thought import ChainOfThought
 from tokenscale.sequence_level.self_consistency import SelfConsistency
 from tokenscale.token_level import aggregators
+from tokenscale.token_level.contrastive_decoding import ContrastiveDecoding
 from tokenscale.token_level.decoders import Greedy, Sample
+from tokenscale.token_level.dola import DoLa
+from tokenscale.token_level.expert_sample import ExpertSample
+from tokenscale.token_level.mc_dropout import MCDropout
+from tokenscale.token_level.model_ensemble import ModelEnsemble
+from tokenscale.token_level.more_experts import MoreExperts
 from tokenscale.token_level.plain import Plain
+from tokenscale.token_level.prompt_ensemble import PromptEnsemble
 from tokenscale.token_level.roe import RoE
+from tokenscale.token_level.scmoe import SCMoE
 
 _REFERENCE = re.compile(r"(?P<path>.+\.py):(?P<name>[A-Za-z_]\w*)", re.DOTALL)
 _INTO_A_FILE = "define it at the top level of a file, and name it path/to/file.py:{name}"
@@ -40,7 +48,8 @@ def index(classes: Iterable[type[Stage]]) -> dict[str, type[Stage]]:
 
 BUILT_IN: Mapping[str, type[Stage]] = index(
     (
-        *(Plain, RoE),
+        *(Plain, RoE, ExpertSample, SCMoE, MoreExperts, MCDropout, DoLa),
+        *(ContrastiveDecoding, PromptEnsemble, ModelEnsemble),
         *(getattr(aggregators, name) for name in aggregators.__all__),
         *(Greedy, Sample),
         *(ChainOfThought, SelfConsistency),

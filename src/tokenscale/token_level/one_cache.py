@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tokenscale.core.cost import Cached
+from tokenscale.core.errors import ModelError
 from tokenscale.core.model import LanguageModel, State
 from tokenscale.core.noise import RowNoiseReader
 from tokenscale.core.plan import PLAIN, RowPlan
@@ -65,6 +66,7 @@ class OneCacheProposals(Proposals):
 
     def propose(self, tokens: Int[Tensor, " batch"]) -> tuple[Rows, tuple[Work, ...]]:
         positions = self._state.lengths
+        check_room(self._lm, positions)
         valid = self._rule.valid(fresh(positions, self._cached))
         step = self._lm.step(self._state, tokens, self._rule.plan(self._readers, positions))
         return self._rule.rows(step.logits, valid), (step.work(self._lm.shape, valid),)
@@ -85,6 +87,12 @@ class OneCacheProposals(Proposals):
         assert isinstance(other, OneCacheProposals)
         state, cached = self._state.join(other._state), self._cached + other._cached
         return OneCacheProposals(self._lm, self._rule, state, cached, self._readers + other._readers)
+
+
+def check_room(lm: LanguageModel, positions: Sequence[int]) -> None:
+    """Refuses a token more than a model's context holds: a second model's, or a longer variant's of the prompt."""
+    if max(positions, default=0) >= lm.context_length:
+        raise ModelError(f"{lm.name} holds {lm.context_length} tokens", "ask for fewer new tokens")
 
 
 def fresh(positions: Sequence[int], cached: Sequence[Cached]) -> list[bool]:

@@ -6,50 +6,63 @@ from collections.abc import Hashable, Sequence
 from dataclasses import replace
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from tokenscale.core.cost import Cached
 from tokenscale.core.model import LanguageModel, State
 from tokenscale.core.noise import RowNoiseReader, Stream
-from tokenscale.core.plan import Routing, RowPlan
+from tokenscale.core.plan import PLAIN, Routing, RowPlan
 from tokenscale.core.step import Step, Work
 from tokenscale.core.strategy import Proposals, Rows, cached, start_all
-from tokenscale.token_level.one_cache import fresh, picked
+from tokenscale.token_level.one_cache import check_room, fresh, picked
 from tokenscale.token_level.roe_noise import RoutingNoise, as_sequences
 
 
 class PrivateCacheProposals(Proposals):
     """n caches per sequence, one a row. `state` holds them all, those of the first sequence first.
 
-    `clean_first`: only row 0 counts where the last token of the prompt is fed, and no noise is used there.
+    `noise` moves what the rows' tokens choose (None: nothing does); `readers` has its numbers, per
+    sequence. `clean_first`: where the last token of the prompt is fed, no noise is used and row 0 alone
+    counts.
     """
 
     def __init__(
         self,
         lm: LanguageModel,
-        noise: RoutingNoise,
         state: State,
         cached: Sequence[tuple[Cached, ...]],
-        readers: Sequence[RowNoiseReader],
+        noise: RoutingNoise | None = None,
+        readers: Sequence[RowNoiseReader] = (),
         clean_first: bool = False,
     ) -> None:
         self._lm, self._noise, self._state = lm, noise, state
         self._cached, self._readers, self._clean_first = list(cached), list(readers), clean_first
-        self._n = noise.clean + noise.rows
+        self._n = len(self._cached[0])
 
     def propose(self, tokens: Int[Tensor, " batch"]) -> tuple[Rows, tuple[Work, ...]]:
-        positions, n = self.lengths, self._n
-        clean = torch.tensor(fresh(positions, [caches[0] for caches in self._cached])) & self._clean_first
-        routing = as_sequences(self._noise.step(self._readers, positions))
-        if self._clean_first:
-            assert routing.noisy is not None
-            routing = replace(routing, noisy=routing.noisy & ~clean.repeat_interleave(n)[:, None])
-        step = self._lm.step(self._state, tokens.repeat_interleave(n), RowPlan(1, routing))
+        n, positions = self._n, self.lengths
+        check_room(self._lm, self._state.lengths)
+        first = fresh(positions, [caches[0] for caches in self._cached])
+        clean = torch.tensor([one and self._clean_first for one in first])
+        plan = PLAIN if self._noise is None else RowPlan(1, self._routing(self._noise, positions, clean))
+        step = self._lm.step(self._state, self._fed(tokens, first), plan)
         valid = torch.arange(n) < torch.where(clean, 1, n)[:, None]
         works = tuple(_row(step, row, n).work(self._lm.shape, valid[:, row, None]) for row in range(n))
         logits = step.logits.view(len(tokens), n, -1)
         return Rows(logits, valid.to(logits.device)), works
+
+    def _fed(self, tokens: Int[Tensor, " batch"], first: Sequence[bool]) -> Int[Tensor, " caches"]:
+        """The tokens of all caches: first the last one of its own prompt, which may not be the other rows'."""
+        rows = zip(tokens.tolist(), first, self._cached, strict=True)
+        return torch.tensor([c.prompt[-1] if own else token for token, own, caches in rows for c in caches])
+
+    def _routing(self, noise: RoutingNoise, positions: Sequence[int], clean: Bool[Tensor, " batch"]) -> Routing:
+        routing = as_sequences(noise.step(self._readers, positions))
+        if not clean.any():
+            return routing
+        assert routing.noisy is not None
+        return replace(routing, noisy=routing.noisy & ~clean.repeat_interleave(self._n)[:, None])
 
     @property
     def cached(self) -> list[tuple[Cached, ...]]:
@@ -62,13 +75,13 @@ class PrivateCacheProposals(Proposals):
     def select(self, index: Sequence[int]) -> PrivateCacheProposals:
         state = self._state.select([self._n * i + row for i in index for row in range(self._n)])
         caches, readers = picked(self._cached, index), picked(self._readers, index)
-        return PrivateCacheProposals(self._lm, self._noise, state, caches, readers, self._clean_first)
+        return PrivateCacheProposals(self._lm, state, caches, self._noise, readers, self._clean_first)
 
     def join(self, other: Proposals) -> PrivateCacheProposals:
         assert isinstance(other, PrivateCacheProposals)
         state, caches = self._state.join(other._state), self._cached + other._cached
         readers = self._readers + other._readers
-        return PrivateCacheProposals(self._lm, self._noise, state, caches, readers, self._clean_first)
+        return PrivateCacheProposals(self._lm, state, caches, self._noise, readers, self._clean_first)
 
 
 def _row(step: Step, row: int, n: int) -> Step:
@@ -79,12 +92,19 @@ def _row(step: Step, row: int, n: int) -> Step:
     return Step(step.logits[row::n], experts, changed, noisy)
 
 
-def start_clean(
+def start_copies(
     lm: LanguageModel, prompts: Sequence[tuple[int, ...]], n: int
 ) -> tuple[State, list[tuple[Cached, ...]]]:
     """n caches of every prompt from one clean prefill, which they share."""
-    state, caches = start_all(lm, [prompt for prompt in prompts for _ in range(n)])
-    return state, _by_sequence(caches, n)
+    return start_variants(lm, [[prompt] * n for prompt in prompts])
+
+
+def start_variants(
+    lm: LanguageModel, variants: Sequence[Sequence[tuple[int, ...]]]
+) -> tuple[State, list[tuple[Cached, ...]]]:
+    """For every sequence a cache of each of its prompts; equal ones are prefilled once."""
+    state, caches = start_all(lm, [prompt for several in variants for prompt in several])
+    return state, _by_sequence(caches, len(variants[0]))
 
 
 def start_noisy(

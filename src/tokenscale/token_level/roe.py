@@ -23,7 +23,7 @@ from tokenscale.core.strategy import Proposals, start_all
 from tokenscale.token_level.one_cache import OneCacheProposals, RowRule
 from tokenscale.token_level.options import one_of
 from tokenscale.token_level.plain import Plain
-from tokenscale.token_level.private_cache import PrivateCacheProposals, start_clean, start_noisy
+from tokenscale.token_level.private_cache import PrivateCacheProposals, start_copies, start_noisy
 from tokenscale.token_level.roe_noise import RoutingNoise
 from tokenscale.token_level.roe_options import NoisyRows
 
@@ -81,8 +81,8 @@ class RoE(NoisyRows):
         if self.prefill == "noisy":
             started = start_noisy(lm, prompts, streams, noise, readers)
         else:
-            started = start_clean(lm, prompts, self.n)
-        return PrivateCacheProposals(lm, noise, *started, readers, self.first_token == "clean")
+            started = start_copies(lm, prompts, self.n)
+        return PrivateCacheProposals(lm, *started, noise, readers, self.first_token == "clean")
 
 
 @dataclass(frozen=True)
