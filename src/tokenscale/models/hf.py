@@ -30,7 +30,7 @@ from tokenscale.models.shape import model_shape
 from tokenscale.models.supported import cache_keyword, layer_windows, refuse_hidden_experts
 from tokenscale.models.text import decode, encode
 
-PACKAGED = ("demo", "demo-noisy")
+PACKAGED = ("demo", "demo-noisy", "demo-text", "demo-text-noisy")
 PREFILL_TOKENS = 8192  # tokens, padding included, of one prefill forward
 
 
