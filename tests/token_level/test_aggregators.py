@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.testing.aggregator_examples import example
 from tests.token_level import aggregator_oracles as oracles
 from tokenscale.core.errors import ArgumentError
 from tokenscale.core.strategy import Aggregator, Kind, Rows, all_valid
@@ -79,24 +80,6 @@ def test_every_built_in_aggregator_is_declared_and_checked() -> None:
     assert built_in == set(DECLARED) == {type(aggregator) for aggregator, _ in ALL}
 
 
-def rounded(logits: torch.Tensor) -> torch.Tensor:
-    """Halves, so that there are ties."""
-    return (logits * 2).round() / 2
-
-
-def random_case(seed: int, n: int, lipschitz: float) -> Case:
-    """Three sequences of n valid rows and six tokens, all possible in all rows."""
-    source = torch.Generator().manual_seed(seed)
-    logits = torch.randn(3, n, 6, generator=source) * 10
-    rows = all_valid(rounded(logits) if seed % 2 else logits)
-    if seed % 3 == 0:
-        valid = torch.rand(3, n, generator=source) < 0.7
-        valid[:, -1] = True
-        rows = Rows(rows.logits, valid)
-    shift = torch.randn(3, n, 1, generator=source) * 10
-    return Case(rows, rows, shift, torch.randperm(n, generator=source), oracles.mean_probability, lipschitz)
-
-
 TELLING = {
     "two rows equally far from row 0, in opposite directions": [[0.0, 0.0], [2.0, 0.0], [0.0, 2.0]],
     "medians that sum to 1.3": np.log([[0.4, 0.4, 0.1, 0.1], [0.4, 0.1, 0.4, 0.1], [0.1, 0.4, 0.4, 0.1]]).tolist(),
@@ -128,8 +111,9 @@ def is_broken(invariant: str, aggregator: Aggregator, case: Case) -> bool:
 def test_what_is_declared_broken_is_broken(aggregator: Aggregator, invariant: str) -> None:
     """So that the table says no less than what holds."""
     declared = DECLARED[type(aggregator)]
-    tried = [telling_case(z, declared.lipschitz) for z in TELLING.values() if len(z) == (declared.rows or len(z))]
-    tried += [random_case(seed, declared.rows or 3, declared.lipschitz) for seed in range(50)]
+    n = declared.rows
+    tried = [telling_case(z, declared.lipschitz) for z in TELLING.values() if n in (None, len(z))]
+    tried += [example(seed, oracles.mean_probability, rows=n, lipschitz=declared.lipschitz) for seed in range(50)]
     assert any(is_broken(invariant, aggregator, case) for case in tried)
 
 
