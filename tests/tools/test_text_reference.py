@@ -6,7 +6,7 @@ from transformers import DynamicCache
 
 from tools.demo_model.model import build, install_routers
 from tools.demo_text.held_out import Block, plain_log_probs
-from tools.demo_text.reference import measure, row_log_probs, row_mask
+from tools.demo_text.reference import measure, row_log_probs, row_mask, with_more_experts
 
 BLOCKS = [Block(0, (1, 5, 6, 9, 40, 7, 7)), Block(1, (1, 8))]
 
@@ -73,3 +73,14 @@ def test_measure_is_minus_the_log_of_the_mean_probability(model):
     assert list(found) == [1, 2, 4]
     for n, losses in found.items():
         assert losses == pytest.approx([-rows[:n].mean(0).log().sum().item()])
+
+
+def test_one_expert_more_is_a_model_configured_so(model):
+    routers = install_routers(model, 1.0, torch.Generator())
+    found = with_more_experts(model, routers, BLOCKS)
+    torch.manual_seed(0)
+    other = build("olmoe", 64, 0, 1).eval()
+    for layer in other.model.layers:
+        layer.mlp.gate.top_k = 9
+    assert found == pytest.approx([-sum(scores) for scores in plain_log_probs(other, BLOCKS)], abs=1e-4)
+    assert all(router.top_k == 8 for router in routers)

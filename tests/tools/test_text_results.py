@@ -95,6 +95,8 @@ def test_table_has_losses_and_changes():
     assert found["rows"][0] == {
         "n": 1, "tau": 0.0, "current_kv": "own", "clean_layers": 0, "loss": 3.0, "change": 0.0, "half_width": 0.0,
     }  # fmt: skip
+    more = table({**report(), "one_expert_more": [4.0, 8.0]})["one_expert_more"]
+    assert more == {"change": pytest.approx(1.0), "half_width": pytest.approx(0.0)}
     row = next(row for row in found["rows"] if (row["n"], row["tau"]) == (4, 0.5))
     assert row["loss"] == pytest.approx(3 + (0.5 - 2.0) / 3)
     assert row["change"] == pytest.approx(-0.5)

@@ -59,6 +59,8 @@ With `current_kv="clean"` and n = 8:
 
 {clean_table}
 
+One expert more in every layer (top-9) without noise changes the loss by {more}.
+
 {storage}
 
 {lesson}
@@ -146,6 +148,7 @@ def card(results: dict[str, dict], name: str, vocabulary: int) -> str:
         table=table(test, "own", ROWS),
         best=best(test),
         clean_table=table(test, "clean", (8,)),
+        more=figure(test["one_expert_more"]),
         storage=storage(results[name]["float16"]),
         lesson=LESSON,
     )

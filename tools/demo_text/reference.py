@@ -24,7 +24,7 @@ from tools.demo_model.experts import install_experts
 from tools.demo_model.model import TrainingRouter, install_routers
 from tools.demo_text.corpus import HELD_OUT, digest, read
 from tools.demo_text.evaluate import ROWS, TAUS, Configuration, document_losses, document_tokens, opened
-from tools.demo_text.held_out import Block, blocks
+from tools.demo_text.held_out import Block, blocks, plain_log_probs
 
 CELLS = [("own", 16, tau) for tau in TAUS] + [("clean", 8, tau) for tau in TAUS]  # current_kv, rows, tau
 
@@ -82,6 +82,16 @@ def measure(
     return {count: document_losses(kept, found) for count, kept in scores.items()}
 
 
+def with_more_experts(model: PreTrainedModel, routers: list[TrainingRouter], found: list[Block]) -> list[float]:
+    """Losses by document of the clean model with one expert more in every layer."""
+    for router in routers:
+        router.scale, router.top_k = 0.0, router.top_k + 1
+    losses = document_losses(plain_log_probs(model, found), found)
+    for router in routers:
+        router.top_k -= 1
+    return losses
+
+
 def rows(losses: dict[int, list[float]], tau: float, current_kv: str, seconds: float, first: bool) -> list[dict]:
     """The rows of a report; the clean one (n = 1) once, with the first cell."""
     found = []
@@ -123,6 +133,9 @@ def main() -> None:
         seconds = round(time.monotonic() - before, 1)
         report["rows"] += rows(losses, tau, current_kv, seconds, first=not report["rows"])
         print(report["rows"][-1]["seconds"], mean_losses(report)[-len(losses) :], flush=True)
+        options.out.write_text(json.dumps(report))
+    if "one_expert_more" not in report:
+        report["one_expert_more"] = with_more_experts(model, routers, found)
         options.out.write_text(json.dumps(report))
 
 

@@ -42,8 +42,12 @@ def table(report: dict) -> dict:
         mean, half = change(row["losses"], clean, tokens)
         kept = {key: value for key, value in row.items() if key not in ("losses", "seconds")}
         rows.append({**kept, "loss": sum(row["losses"]) / sum(tokens), "change": mean, "half_width": half})
-    kept = {"data_sha256": report["data_sha256"], "seed": report["seed"]}
-    return {**kept, "documents": len(tokens), "tokens": sum(tokens), "rows": rows}
+    found = {"data_sha256": report["data_sha256"], "seed": report["seed"], "documents": len(tokens)}
+    found |= {"tokens": sum(tokens), "rows": rows}
+    if "one_expert_more" in report:
+        mean, half = change(report["one_expert_more"], clean, tokens)
+        found["one_expert_more"] = {"change": mean, "half_width": half}
+    return found
 
 
 def gather(runs: Path) -> dict[str, dict]:
