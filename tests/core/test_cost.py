@@ -19,7 +19,7 @@ SHAPE = ModelShape(
     attention=((2, None), (1, 3)),
     dense_bytes=1000,
     expert_bytes=10,
-    kv_bytes=4,
+    kv_bytes=6,  # 4 of the layers that see all keys, 2 of those that see three
     moe_layers=2,
     experts=10,
     top_k=2,
@@ -64,7 +64,7 @@ def test_a_candidate_by_hand() -> None:
     usage = used((7, 8, 9), (1, 4), packed([[{0, 1}, {2, 3}], [{0, 1, 9}, {2, 3}]]), packed([[{0, 5}, {1, 2, 8}]])[0])
     decode = Cost(
         flops=(170 + 9) + 4 * (170 + 11),
-        bytes=2 * 1000 + 9 * 10 + (3 + 4) * 4,
+        bytes=2 * 1000 + 9 * 10 + (3 + 4) * 4 + (3 + 3) * 2,
         expert_loads=9,
         new_tokens=2,
         rows=5,
@@ -86,7 +86,7 @@ def test_candidates_in_lockstep_share_prompt_weights_and_experts() -> None:
     bill = ledger.bill()
     assert bill.expert_loads == (3 + 2) + (2 + 2) + 2
     # Keys read: the prompt's 2 in both steps, and in the second the first candidate's own token.
-    assert bill.bytes == 1000 + 2 * 10 + 2 * 1000 + 9 * 10 + (2 + 2 + 1) * 4
+    assert bill.bytes == 1000 + 2 * 10 + 2 * 1000 + 9 * 10 + (2 + 2 + 1) * 6
     assert (bill.prompt_tokens, bill.new_tokens, bill.rows, bill.sequential_steps) == (2, 3, 3, 3)
     alone = [u.decode_cost() for u in (one, other)]
     assert bill.flops == sum(c.flops for c in alone) + SHAPE.prefill_flops(1)
@@ -105,7 +105,8 @@ def test_beams_are_billed_each() -> None:
     bill = usage.decode_cost()
     assert (bill.new_tokens, bill.rows) == (3, 3)
     # The second step reads the prompt's 3 keys once, and each beam's own token.
-    assert bill.bytes == 2 * 1000 + 5 * 10 + (3 + 3 + 2) * 4
+    # Of three keys, the window then holds two of the prompt's and each beam's own.
+    assert bill.bytes == 2 * 1000 + 5 * 10 + (3 + 3 + 2) * 4 + (3 + 2 + 2) * 2
 
 
 def test_a_dense_model_loads_no_experts() -> None:
@@ -190,17 +191,28 @@ def bill_step(bill: dict[str, float], live: list[tuple[Lane, int]]) -> None:
     """Enters one step of one model's caches."""
     running = [(lane, step) for lane, step in live if lane.rows[step]]
     loads = {e for lane, step in live for e in unpacked(lane.experts[step])}
-    prompts = {(lane.cached.prompt, lane.cached.source) for lane, _ in running}
-    keys = sum(len(prompt) for prompt, _ in prompts)
     shape = live[0][0].cached.shape if live else SHAPE
     for lane, step in live:
         bill["flops"] += lane.rows[step] * (shape.dense_flops + seen(shape, len(lane.cached.prompt) + step))
         bill["flops"] += lane.heads[step] * shape.head_flops + lane.runs[step] * expert_flops(shape)
         bill["rows"] += lane.rows[step]
-    for lane, step in running:
-        keys += step * (lane.beams[step] if lane.beams else 1)
+    kinds = [(4, 10**6), (2, 3)] if shape is SHAPE else [(9, 10**6)]
+    bill["bytes"] += sum(size * keys_read(running, window) for size, window in kinds)
     bill["expert_loads"] += len(loads)
-    bill["bytes"] += len(loads) * shape.expert_bytes + keys * shape.kv_bytes + bool(running) * shape.dense_bytes
+    bill["bytes"] += len(loads) * shape.expert_bytes + bool(running) * shape.dense_bytes
+
+
+def keys_read(running: list[tuple[Lane, int]], window: int) -> int:
+    """Places within the window, one by one: those of a prompt are a set, the others every beam's own."""
+    shared, own = set(), 0
+    for lane, step in running:
+        prompt, context = lane.cached.prompt, len(lane.cached.prompt) + step
+        for place in range(max(context - window, 0), context):
+            if place < len(prompt):
+                shared.add((prompt, lane.cached.source, place))
+            else:
+                own += lane.beams[step] if lane.beams else 1
+    return len(shared) + own
 
 
 def expert_flops(shape: ModelShape) -> float:

@@ -23,8 +23,8 @@ class Cost:
     """A bill; bills of different problems add with `+`.
 
     flops: floating-point operations, a multiply-add being 2 (matrix products only).
-    bytes: what an ideal kernel must read: weights once per forward (of experts the union), the KV
-        cache once per step, a shared prompt's part of it once for all candidates and beams.
+    bytes: what an ideal kernel must read: weights once per forward (of experts the union), and once per
+        step the keys and values in each layer's window, a shared prompt's once for all that share it.
     expert_loads: distinct experts, summed over layers and forwards.
     prompt_tokens: prompt tokens prefilled or stepped, once per distinct prompt.
     new_tokens: tokens generated, discarded candidates and beams included (a beam counts once per step).
@@ -68,7 +68,7 @@ class ModelShape:
     attention: (FLOPs per row and visible key, sliding window in keys or None), one pair per kind.
     dense_bytes, expert_bytes: weights outside experts (the input embedding table left out), and of
         ONE expert of one layer.
-    kv_bytes: keys and values of one cached token, all layers.
+    kv_bytes: keys and values of one cached token, all layers; a kind's share is its share of FLOPs.
     moe_layers, experts, top_k: 0 for a dense model.
     """
 
@@ -193,6 +193,10 @@ class Lane:
     def beam_counts(self) -> NDArray[np.int64]:
         return np.asarray(self.beams or [1] * len(self.rows), np.int64)
 
+    @property
+    def ran(self) -> NDArray[np.bool_]:
+        return np.asarray(self.rows) > 0
+
 
 @dataclass(frozen=True)
 class Usage:
@@ -269,19 +273,27 @@ def _decode_cost(lanes: Sequence[tuple[int, Lane]], end: int) -> Cost:
     """FLOPs, bytes, experts and rows of all lanes of one model, in a run of `end` steps."""
     shape = lanes[0][1].cached.shape
     union = np.zeros((end, *lanes[0][1].experts.shape[1:]), np.uint8)
-    live: dict[Hashable, tuple[int, NDArray[np.bool_]]] = {}
-    flops, rows, keys = list[float](), 0, 0
+    live = np.zeros(end, np.bool_)
     for start, lane in lanes:
-        steps, ran = len(lane.rows), np.asarray(lane.rows) > 0
-        union[start : start + steps] |= lane.experts
-        prompt = lane.cached.prompt
-        times = live.setdefault(lane.cached.content, (len(prompt), np.zeros(end, np.bool_)))[1]
-        times[start : start + steps] |= ran
-        flops.append(shape.decode_flops(lane.rows, len(prompt), lane.heads, lane.runs))
-        rows += sum(lane.rows)
-        keys += int((lane.beam_counts * ran) @ np.arange(steps))
-    keys += sum(length * int(times.sum()) for length, times in live.values())
-    forwards = int(np.any([times for _, times in live.values()], axis=0).sum())
+        times = slice(start, start + len(lane.rows))
+        union[times] |= lane.experts
+        live[times] |= lane.ran
+    flops = [shape.decode_flops(lane.rows, len(lane.cached.prompt), lane.heads, lane.runs) for _, lane in lanes]
     loads = popcount(union)
-    read = forwards * shape.dense_bytes + loads * shape.expert_bytes + keys * shape.kv_bytes
-    return Cost(math.fsum(flops), read, loads, rows=rows)
+    read = int(live.sum()) * shape.dense_bytes + loads * shape.expert_bytes
+    scores = sum(per_key for per_key, _ in shape.attention)
+    read += sum(shape.kv_bytes * part / scores * _keys_read(lanes, window, end) for part, window in shape.attention)
+    return Cost(math.fsum(flops), read, loads, rows=sum(sum(lane.rows) for _, lane in lanes))
+
+
+def _keys_read(lanes: Sequence[tuple[int, Lane]], window: int | None, end: int) -> int:
+    """Keys read by layers of one window: a prompt's once for all that share it, those of beams one by one."""
+    prompts, own = dict[Hashable, NDArray[np.int64]](), 0
+    for start, lane in lanes:
+        steps, length = np.arange(len(lane.rows)), len(lane.cached.prompt)
+        visible = length + len(steps) if window is None else window
+        of_prompt = np.clip(visible - steps, 0, length) * lane.ran
+        read = prompts.setdefault(lane.cached.content, np.zeros(end, np.int64))[start : start + len(steps)]
+        np.maximum(read, of_prompt, out=read)
+        own += int((lane.beam_counts * lane.ran) @ np.minimum(steps, visible))
+    return own + sum(int(read.sum()) for read in prompts.values())
