@@ -134,10 +134,20 @@ def test_blocks_are_found_with_their_lines() -> None:
     assert list(statements('a "b\nc" \\\n  d  # e\nf\n')) == [["a", "b\nc", "d"], ["f"]]
 
 
-def test_a_failing_block_would_be_noticed() -> None:
-    [block] = blocks("```python\nraise KeyError('planted')\n```\n")
-    with pytest.raises(KeyError, match="planted"):
-        exec(block.body, {})
+@pytest.mark.parametrize(
+    ("block", "error"),
+    [
+        ("```python\nraise KeyError('planted')\n```\n", "planted"),
+        ("```python\nprint(1)\n```\n\n```text\n2\n```\n", "what line 7 shows is not printed"),
+    ],
+)
+def test_a_page_that_does_not_hold_is_noticed(
+    block: str, error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"# Planted\n\n{block}")
+    with pytest.raises((KeyError, AssertionError), match=error):
+        test_the_python_of_a_page_runs(page, tmp_path, monkeypatch)
 
 
 def test_the_api_page_has_every_public_name() -> None:

@@ -20,7 +20,6 @@ core
 models token_level sequence_level
 plugins
 dsl spec
-spec
 pipeline
 testing
 recipe_text recipe_sections
