@@ -47,6 +47,22 @@ def test_a_folder_gives_what_transformers_gives(folder: Path) -> None:
     assert lm.inspect_layers() == [f"model.layers.{i}.mlp.gate" for i in range(3)]
 
 
+def test_a_dense_model_loads(tmp_path: Path) -> None:
+    tiny("llama").save_pretrained(tmp_path)
+    tokenizer(bos_token="<end>").save_pretrained(tmp_path)
+    lm = load(tmp_path)
+    ids = lm.encode(Prompt.of("w3 w4 w5"))
+    logits = lm.step(lm.prefill([ids[:-1]]), torch.tensor(ids[-1:])).logits[0, 0]
+    expected = AutoModelForCausalLM.from_pretrained(tmp_path)(torch.tensor([ids])).logits[0, -1]
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
+    assert lm.lacks(ROUTING_NOISE) == "it is a dense model, without routers"
+
+
+@pytest.mark.parametrize(("asked", "used"), [(None, "grouped_mm"), ("eager", "eager")])
+def test_experts_are_grouped_products_unless_asked_otherwise(folder: Path, asked: str | None, used: str) -> None:
+    assert load(folder, experts_implementation=asked).model.config._experts_implementation == used
+
+
 def test_equal_weights_have_equal_fingerprints(folder: Path) -> None:
     lm = load(folder)
     assert lm.fingerprint == load(folder).fingerprint

@@ -66,14 +66,8 @@ def tiny(name: str, attention: str = "sdpa", seed: int = 0) -> Any:
     """A random float32 model; weights large enough that rows and experts differ visibly."""
     config, kind, extra = FAMILIES[name]
     torch.manual_seed(seed)
-    model = kind._from_config(
-        config(**{**SIZES, **extra}), attn_implementation=attention, dtype=torch.float32, **_experts(name)
-    )
+    model = kind._from_config(config(**{**SIZES, **extra}), attn_implementation=attention, dtype=torch.float32)
     for parameter in model.parameters():
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.15)
     return model.eval()
-
-
-def _experts(name: str) -> dict[str, str]:
-    return {} if name == "llama" else {"experts_implementation": "grouped_mm"}

@@ -47,14 +47,14 @@ def load(
     """A causal language model and its tokenizer, from "demo", "demo-noisy", a folder or a hub id.
 
     Keywords are those of transformers' `from_pretrained`. The packaged models compute in float32.
-    Experts run as grouped products unless `experts_implementation` says otherwise. Only a hub id
-    reaches the network. Raises ModelError for what cannot be loaded.
+    Experts run as grouped products where transformers can, on a CPU too, unless `experts_implementation`
+    says otherwise. Only a hub id reaches the network. Raises ModelError for what cannot be loaded.
     """
     source = Path(__file__).parent / "checkpoints" / str(path) if str(path) in PACKAGED else path
     if str(path) in PACKAGED and dtype is None:
         dtype = torch.float32
     given = {"revision": revision, "dtype": dtype, "device_map": device_map, "attn_implementation": attn_implementation}
-    given |= {"quantization_config": quantization_config, "experts_implementation": "grouped_mm", **from_pretrained}
+    given |= {"quantization_config": quantization_config, **from_pretrained}
     keywords = {name: value for name, value in given.items() if value is not None}
     _check_folder(path, Path(source))
     try:
