@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from tokenscale.pipeline import Pipeline as Pipeline
     from tokenscale.sequence_level.chain_of_thought import ChainOfThought as ChainOfThought
     from tokenscale.sequence_level.self_consistency import SelfConsistency as SelfConsistency
+    from tokenscale.token_level.adaptive_roe import AdaptiveRoE as AdaptiveRoE
     from tokenscale.token_level.aggregators import CleanAnchored as CleanAnchored
     from tokenscale.token_level.aggregators import ConfidenceWeighted as ConfidenceWeighted
     from tokenscale.token_level.aggregators import ContrastRows as ContrastRows
@@ -112,6 +113,7 @@ _HOMES = {
     "pipeline": "Pipeline",
     "sequence_level.chain_of_thought": "ChainOfThought",
     "sequence_level.self_consistency": "SelfConsistency",
+    "token_level.adaptive_roe": "AdaptiveRoE",
     "token_level.aggregators": "CleanAnchored ConfidenceWeighted ContrastRows DoLaContrast EntropyWeighted "
     "LogSumExpLogits MaxProbability MeanLogit MeanProbability MedianProbability MinProbability TokenVote Weighted",
     "token_level.contrastive_decoding": "ContrastiveDecoding",

@@ -59,6 +59,7 @@ class Pipeline(Composable):
 
     def __init__(self, *stages: Stage | Pipeline) -> None:
         object.__setattr__(self, "stages", _ordered(_flattened(stages)))
+        self.proposer.fits(self.aggregator, self.decoder)
         _check_chance(self)
 
     @classmethod

@@ -19,6 +19,7 @@ from tokenscale.core.strategy import Kind, Stage
 from tokenscale.sequence_level.chain_of_thought import ChainOfThought
 from tokenscale.sequence_level.self_consistency import SelfConsistency
 from tokenscale.token_level import aggregators
+from tokenscale.token_level.adaptive_roe import AdaptiveRoE
 from tokenscale.token_level.contrastive_decoding import ContrastiveDecoding
 from tokenscale.token_level.decoders import Greedy, Sample
 from tokenscale.token_level.dola import DoLa
@@ -48,7 +49,7 @@ def index(classes: Iterable[type[Stage]]) -> dict[str, type[Stage]]:
 
 BUILT_IN: Mapping[str, type[Stage]] = index(
     (
-        *(Plain, RoE, ExpertSample, SCMoE, MoreExperts, MCDropout, DoLa),
+        *(Plain, RoE, AdaptiveRoE, ExpertSample, SCMoE, MoreExperts, MCDropout, DoLa),
         *(ContrastiveDecoding, PromptEnsemble, ModelEnsemble),
         *(getattr(aggregators, name) for name in aggregators.__all__),
         *(Greedy, Sample),

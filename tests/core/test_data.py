@@ -73,8 +73,8 @@ def test_stop_strings_are_a_tuple_of_texts(wrong: object) -> None:
 
 
 def test_routing_stats_add_up() -> None:
-    total = RoutingStats(10, 2, 12, 4) + RoutingStats(10, 3, 8, 4)
-    assert total == RoutingStats(20, 5, 20, 8)
+    total = RoutingStats(10, 2, 12, 4, 3, 1) + RoutingStats(10, 3, 8, 4, 5, 2)
+    assert total == RoutingStats(20, 5, 20, 8, 8, 3)
     assert (total.changed_share, total.mean_distinct_experts) == (0.25, 2.5)
     assert RoutingStats().changed_share == 0.0
     assert math.isnan(RoutingStats().mean_distinct_experts)
@@ -96,7 +96,8 @@ def test_a_result_becomes_plain_json() -> None:
     row = json.loads(json.dumps(result.to_dict(), allow_nan=False))
     assert row["votes"] == [["1", 2.0], [None, 1.0]]
     assert (row["near_ties"], row["cost"]["flops"], row["seed"], row["notes"]) == (3, 3.0, 7, ["note"])
-    assert row["routing"] == {"choices": 0, "changed_share": 0.0, "mean_distinct_experts": None}
+    nothing = {"choices": 0, "changed_share": 0.0, "mean_distinct_experts": None, "checked": 0, "differed": 0}
+    assert row["routing"] == nothing
     assert row["candidates"][1]["trace"]["distinct_experts"] == [None, 3.0]
     assert "trace" not in row["candidates"][0]
     assert row["candidates"][0]["log_prob"] == -0.75

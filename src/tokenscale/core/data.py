@@ -138,12 +138,16 @@ class RoutingStats:
     `choices` are the (token, noisy row, noisy layer) top-k selections made, `changed` those whose
     set of experts differs from the same row's noise-free choice; `distinct_experts` sums the
     distinct experts per (token, MoE layer) over all rows and `expert_sets` counts those pairs.
+    `checked` are the tokens whose noisy rows would have been saved and were run all the same, to
+    compare; `differed` those of them whose most likely token the noisy rows changed.
     """
 
     choices: int = 0
     changed: int = 0
     distinct_experts: int = 0
     expert_sets: int = 0
+    checked: int = 0
+    differed: int = 0
 
     def __add__(self, other: RoutingStats) -> RoutingStats:
         return RoutingStats(
@@ -151,6 +155,8 @@ class RoutingStats:
             self.changed + other.changed,
             self.distinct_experts + other.distinct_experts,
             self.expert_sets + other.expert_sets,
+            self.checked + other.checked,
+            self.differed + other.differed,
         )
 
     @property
@@ -252,6 +258,8 @@ class Result:
                 "choices": self.routing.choices,
                 "changed_share": self.routing.changed_share,
                 "mean_distinct_experts": _finite(self.routing.mean_distinct_experts),
+                "checked": self.routing.checked,
+                "differed": self.routing.differed,
             },
             "notes": list(self.notes),
         }

@@ -57,6 +57,9 @@ class LocalBackend(Backend):
     ) -> None:
         at_least("LocalBackend", "batch_size", batch_size, 1)
         proposer.check(lm)
+        if processor is not None and not proposer.takes_processors:
+            message = f"{proposer!r:.200} takes no logits processors: they could change what it takes as settled"
+            raise PipelineError(message, "leave them out, or use another proposer, such as RoE(n=4)")
         self._lm, self._proposer, self._aggregator, self._decoder = lm, proposer, aggregator, decoder
         self._batch_size, self._trace, self._processor, self._on_token = batch_size, trace, processor, on_token
         self._suppressed = torch.tensor(sorted(lm.suppressed_ids), dtype=torch.long)
@@ -76,9 +79,10 @@ class LocalBackend(Backend):
             )
         if ask.stop_strings and self._lm.tokenizer is None:
             raise CapabilityError("stop strings need a tokenizer", "pass tokenizer=..., or drop stop_strings")
+        decoder = ask.decoder or self._decoder
+        self._proposer.fits(self._aggregator, decoder)
         ticket, self._tickets = self._tickets, self._tickets + 1
         self._asks[ticket] = _Waiting([None] * ask.k, ask.k)
-        decoder = ask.decoder or self._decoder
         for copy, one in enumerate(ask.copies()):
             record = Record(prompt, one.stream, min(ask.max_new_tokens, room), ask.stop_strings)
             uniforms = UniformReader(one.stream) if decoder.random else None

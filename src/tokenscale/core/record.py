@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tokenscale.core.cost import Cached, Packed, Ran
@@ -123,6 +123,8 @@ class StepRecords:
         self._distinct = (own[0] if len(own) == 1 else torch.stack(own).any(0)).sum((-1, -2)).tolist()
         self._choices: list[int] = sum(work.choices for work in works).tolist()  # type: ignore[union-attr]
         self._changed: list[int] = sum(work.changed for work in works).tolist()  # type: ignore[union-attr]
+        self._checked = _any([work.checked for work in works], len(log_probs))
+        self._differed = _any([work.differed for work in works], len(log_probs))
         self._ran = [(w.rows.tolist(), w.heads.tolist(), w.runs.tolist(), pack_experts(w.experts)) for w in works]
         self._trace: list[tuple[float, float]] | None = None
         if trace:
@@ -135,7 +137,10 @@ class StepRecords:
 
     def token(self, place: int, token: int, near_tie: bool) -> TokenRecord:
         distinct = self._distinct[place]
-        routing = RoutingStats(self._choices[place], self._changed[place], distinct, self._layers)
+        checked, differed = self._checked[place], self._differed[place]
+        routing = RoutingStats(
+            self._choices[place], self._changed[place], distinct, self._layers, int(checked), int(differed)
+        )
         trace = None
         if self._trace is not None:
             trace = (*self._trace[place], distinct / self._layers if self._layers else float("nan"))
@@ -143,6 +148,12 @@ class StepRecords:
         if math.isnan(log_prob):
             raise ModelError("the model's logits are not numbers (NaN)", "check the weights, or use a wider dtype")
         return TokenRecord(token, log_prob, near_tie, self._fell_back[place], self._rows[place], routing, trace)
+
+
+def _any(marks: Sequence[Bool[Tensor, " beams"] | None], beams: int) -> list[bool]:
+    given = [m for m in marks if m is not None]
+    found: list[bool] = torch.stack(given).any(0).tolist() if given else [False] * beams
+    return found
 
 
 def _ran(part: tuple[list[int], list[int], list[int], Packed], start: int, end: int) -> Ran:

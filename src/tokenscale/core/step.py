@@ -18,7 +18,8 @@ class Work:
 
     `rows` token rows, `heads` rows whose logits were computed, `runs` products of a row with an
     expert (summed over MoE layers), `experts` those that ran, of which noise made `choices`
-    selections and `changed` so many of them.
+    selections and `changed` so many of them. A proposer that saves rows says which tokens it `checked`
+    and which `differed` (see `RoutingStats`); None where none does.
     """
 
     rows: Int[Tensor, " batch"]
@@ -27,6 +28,8 @@ class Work:
     experts: Bool[Tensor, "batch moe_layers experts"]
     choices: Int[Tensor, " batch"]
     changed: Int[Tensor, " batch"]
+    checked: Bool[Tensor, " batch"] | None = None
+    differed: Bool[Tensor, " batch"] | None = None
 
     def plus(self, other: Work) -> Work:
         """Both, as the work of one token (a second forward over the same cache)."""

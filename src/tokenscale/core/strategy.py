@@ -153,6 +153,11 @@ class TokenProposer(Stage):
     def default_aggregator(self) -> Aggregator:
         """What joins the rows where the pipeline names no aggregator."""
 
+    @property
+    def takes_processors(self) -> bool:
+        """Whether logits processors may come between the aggregate and the decoder."""
+        return True
+
     def notes(self, routing: RoutingStats) -> tuple[str, ...]:
         """What the user should know, given what noise did to one problem's routing."""
         return ()
