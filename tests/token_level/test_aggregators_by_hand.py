@@ -251,6 +251,8 @@ def test_finite_masks_as_low_as_float32_goes_leave_a_distribution() -> None:
     for aggregator in ANY_ROWS:
         found = aggregator.aggregate(all_valid(logits))
         assert found.logsumexp(-1).item() == pytest.approx(0.0, abs=1e-6), aggregator
+        if aggregator.fell_back(all_valid(logits)).item():
+            assert torch.equal(found[0], logits[0, 0].log_softmax(-1)), aggregator
 
 
 @pytest.mark.parametrize("aggregator", BLIND_TO_CONSTANTS, ids=repr)

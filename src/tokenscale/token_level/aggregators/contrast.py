@@ -14,7 +14,7 @@ from torch import Tensor
 from tokenscale.core.errors import ArgumentError, finite
 from tokenscale.core.strategy import Aggregator, Rows
 from tokenscale.token_level.aggregators.arguments import positive_share
-from tokenscale.token_level.aggregators.fold import IMPOSSIBLE, no_token, row_log_probs
+from tokenscale.token_level.aggregators.fold import IMPOSSIBLE, all_possible, no_token, row_log_probs
 
 # Nats. Divergences this close are equal: float32 rounding must not decide between them.
 TIE = 1e-6
@@ -58,6 +58,8 @@ class _Contrast(Aggregator):
         return self.finish(self.update(None, rows))
 
     def fell_back(self, rows: Rows) -> Bool[Tensor, " batch"]:
+        if all_possible(rows):
+            return super().fell_back(rows)
         pair = self.update(None, rows)
         return ~pair.distance.isneginf() & _disjoint(pair)
 

@@ -12,6 +12,8 @@ from torch import Tensor
 from tokenscale.core.strategy import Aggregator, Rows
 
 IMPOSSIBLE = float("-inf")
+# Sums of thousands of log-probabilities above this are finite in float32.
+FAR_FROM_IMPOSSIBLE = -1e30
 
 
 class First(NamedTuple):
@@ -52,6 +54,11 @@ def no_token(scores: Float[Tensor, "batch vocab"]) -> Bool[Tensor, " batch"]:
     """Where scores leave no token."""
     empty: Tensor = scores.isneginf().all(-1)
     return empty
+
+
+def all_possible(rows: Rows) -> bool:
+    """Whether every logit is finite with room to spare, so that nothing can fall back. Costs no exponential."""
+    return bool(rows.logits.amin() > FAR_FROM_IMPOSSIBLE)
 
 
 class Fold(Aggregator):

@@ -14,6 +14,7 @@ from tokenscale.token_level.aggregators.fold import (
     IMPOSSIBLE,
     First,
     Fold,
+    all_possible,
     earlier,
     first_valid,
     no_token,
@@ -69,6 +70,8 @@ class MeanLogit(Fold):
     """
 
     def fell_back(self, rows: Rows) -> Bool[Tensor, " batch"]:
+        if all_possible(rows):
+            return super().fell_back(rows)
         return no_token(self._summary(rows).total)
 
     def _summary(self, rows: Rows) -> _Product:

@@ -15,6 +15,7 @@ from tokenscale.token_level.aggregators.fold import (
     IMPOSSIBLE,
     First,
     Fold,
+    all_possible,
     earlier,
     first_valid,
     no_token,
@@ -41,6 +42,8 @@ class MinProbability(Fold):
     """
 
     def fell_back(self, rows: Rows) -> Bool[Tensor, " batch"]:
+        if all_possible(rows):
+            return super().fell_back(rows)
         return no_token(self._summary(rows).least)
 
     def _summary(self, rows: Rows) -> _Least:
@@ -86,6 +89,8 @@ class MedianProbability(Aggregator):
         return normalised_or(self._median(rows), first_valid(rows))
 
     def fell_back(self, rows: Rows) -> Bool[Tensor, " batch"]:
+        if all_possible(rows):
+            return super().fell_back(rows)
         return no_token(self._median(rows))
 
     def _median(self, rows: Rows) -> Float[Tensor, "batch vocab"]:
