@@ -109,7 +109,7 @@ def steps(model: Any, n: int, rounds: int) -> dict[str, Any]:
     seconds = interleaved(arms, rounds)
     first, turn, batch, one = arms
     shape, loads = ts.wrap(model).shape, ours.distinct_experts()
-    fixed = shape.dense_bytes + CONTEXT * shape.kv_bytes
+    fixed = shape.dense_bytes + shape.head_bytes + CONTEXT * shape.kv_bytes
     layer = shape.moe_layers * shape.expert_bytes
     return {
         "milliseconds": {name: round(1e3 * statistics.median(values), 1) for name, values in seconds.items()},

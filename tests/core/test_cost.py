@@ -17,7 +17,8 @@ SHAPE = ModelShape(
     head_flops=50,
     expert_flops=20,
     attention=((2, None), (1, 3)),
-    dense_bytes=1000,
+    dense_bytes=700,
+    head_bytes=300,
     expert_bytes=10,
     kv_bytes=6,  # 4 of the layers that see all keys, 2 of those that see three
     moe_layers=2,
@@ -73,7 +74,7 @@ def test_a_candidate_by_hand() -> None:
     assert usage.decode_cost() == decode
     ledger = Ledger()
     assert ledger.add([usage], 0) == 2
-    prefill = Cost(flops=2 * 120 + 3 + 6, bytes=1000 + 5 * 10, expert_loads=5, prompt_tokens=3, sequential_steps=1)
+    prefill = Cost(flops=2 * 120 + 3 + 6, bytes=700 + 5 * 10, expert_loads=5, prompt_tokens=3, sequential_steps=1)
     assert ledger.bill() == decode + prefill
 
 
@@ -86,7 +87,7 @@ def test_candidates_in_lockstep_share_prompt_weights_and_experts() -> None:
     bill = ledger.bill()
     assert bill.expert_loads == (3 + 2) + (2 + 2) + 2
     # Keys read: the prompt's 2 in both steps, and in the second the first candidate's own token.
-    assert bill.bytes == 1000 + 2 * 10 + 2 * 1000 + 9 * 10 + (2 + 2 + 1) * 6
+    assert bill.bytes == 700 + 2 * 10 + 2 * 1000 + 9 * 10 + (2 + 2 + 1) * 6
     assert (bill.prompt_tokens, bill.new_tokens, bill.rows, bill.sequential_steps) == (2, 3, 3, 3)
     alone = [u.decode_cost() for u in (one, other)]
     assert bill.flops == sum(c.flops for c in alone) + SHAPE.prefill_flops(1)
@@ -110,12 +111,12 @@ def test_beams_are_billed_each() -> None:
 
 
 def test_a_dense_model_loads_no_experts() -> None:
-    shape = ModelShape(100, 50, 0, ((2, None),), 1000, 0, 4, 0, 0, 0)
+    shape = ModelShape(100, 50, 0, ((2, None),), 700, 300, 0, 4, 0, 0, 0)
     usage = used((1, 2), (1, 1), np.zeros((2, 0, 0), np.uint8), np.zeros((0, 0), np.uint8), shape=shape)
     ledger = Ledger()
     ledger.add([usage], 0)
     assert ledger.bill().expert_loads == 0
-    assert ledger.bill().bytes == 3 * 1000 + (2 + 3) * 4
+    assert ledger.bill().bytes == 700 + 2 * 1000 + (2 + 3) * 4
 
 
 def test_an_empty_ledger_bills_nothing() -> None:
@@ -124,7 +125,7 @@ def test_an_empty_ledger_bills_nothing() -> None:
 
 
 PROMPTS = [(1,), (1, 2), (1, 2, 3), (4, 5)]
-OTHER = ModelShape(7, 11, 24, ((5, None),), 300, 30, 9, moe_layers=2, experts=10, top_k=1)
+OTHER = ModelShape(7, 11, 24, ((5, None),), 250, 50, 30, 9, moe_layers=2, experts=10, top_k=1)
 
 
 @st.composite
@@ -199,7 +200,7 @@ def bill_step(bill: dict[str, float], live: list[tuple[Lane, int]]) -> None:
     kinds = [(4, 10**6), (2, 3)] if shape is SHAPE else [(9, 10**6)]
     bill["bytes"] += sum(size * keys_read(running, window) for size, window in kinds)
     bill["expert_loads"] += len(loads)
-    bill["bytes"] += len(loads) * shape.expert_bytes + bool(running) * shape.dense_bytes
+    bill["bytes"] += len(loads) * shape.expert_bytes + bool(running) * (shape.dense_bytes + shape.head_bytes)
 
 
 def keys_read(running: list[tuple[Lane, int]], window: int) -> int:

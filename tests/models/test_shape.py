@@ -71,7 +71,7 @@ def test_bytes_add_up_to_the_model(family: str) -> None:
     model = tiny(family)
     shape = wrap(model).shape
     everything = sum(p.nbytes for p in model.parameters()) - model.get_input_embeddings().weight.nbytes
-    assert shape.dense_bytes + shape.moe_layers * shape.experts * shape.expert_bytes == everything
+    assert shape.dense_bytes + shape.head_bytes + shape.moe_layers * shape.experts * shape.expert_bytes == everything
 
 
 @pytest.mark.parametrize("family", FAMILIES)

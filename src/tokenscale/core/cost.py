@@ -66,8 +66,8 @@ class ModelShape:
     head_flops: per row whose logits are computed.
     expert_flops: per row, the top-k experts of all MoE layers together.
     attention: (FLOPs per row and visible key, sliding window in keys or None), one pair per kind.
-    dense_bytes, expert_bytes: weights outside experts (the input embedding table left out), and of
-        ONE expert of one layer.
+    dense_bytes, expert_bytes, head_bytes: weights outside experts and lm_head (the input embedding table
+        left out), of ONE expert of one layer, and of lm_head, which a prefill does not read.
     kv_bytes: keys and values of one cached token, all layers; a kind's share is its share of FLOPs.
     moe_layers, experts, top_k: 0 for a dense model.
     """
@@ -77,6 +77,7 @@ class ModelShape:
     expert_flops: float
     attention: tuple[tuple[float, int | None], ...]
     dense_bytes: float
+    head_bytes: float
     expert_bytes: float
     kv_bytes: float
     moe_layers: int
@@ -280,7 +281,7 @@ def _decode_cost(lanes: Sequence[tuple[int, Lane]], end: int) -> Cost:
         live[times] |= lane.ran
     flops = [shape.decode_flops(lane.rows, len(lane.cached.prompt), lane.heads, lane.runs) for _, lane in lanes]
     loads = popcount(union)
-    read = int(live.sum()) * shape.dense_bytes + loads * shape.expert_bytes
+    read = int(live.sum()) * (shape.dense_bytes + shape.head_bytes) + loads * shape.expert_bytes
     scores = sum(per_key for per_key, _ in shape.attention)
     read += sum(shape.kv_bytes * part / scores * _keys_read(lanes, window, end) for part, window in shape.attention)
     return Cost(math.fsum(flops), read, loads, rows=sum(sum(lane.rows) for _, lane in lanes))

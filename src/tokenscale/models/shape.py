@@ -35,6 +35,7 @@ def model_shape(model: Any, routers: Sequence[Router], windows: Sequence[int | N
         expert_flops=2.0 * per_expert * top_k * len(routers),
         attention=tuple((4.0 * heads * head_dim * layers, window) for window, layers in per_key.items()),
         dense_bytes=float(sum(p.nbytes for p in _read_parameters(model, experts))),
+        head_bytes=float(head.nbytes),
         expert_bytes=sum(p.nbytes for p in experts) / slots,
         kv_bytes=2.0 * kv_heads * head_dim * len(windows) * head.element_size(),
         moe_layers=len(routers),
@@ -64,9 +65,7 @@ def _matrices(model: nn.Module) -> list[nn.Parameter]:
 
 
 def _read_parameters(model: Any, experts: Sequence[nn.Parameter]) -> list[nn.Parameter]:
-    """Parameters outside experts; an input table of its own is left out, since a row reads one line of it."""
+    """Parameters outside experts, lm_head and the input table, of which a row reads one line."""
     left_out = {id(p) for p in experts}
-    table, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    if table is not head:
-        left_out.add(id(table))
+    left_out |= {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
     return [p for p in model.parameters() if id(p) not in left_out]
