@@ -170,7 +170,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "laguna": SLIDING | SPARSE,
     "lara_mini": {"layer_types": ["linear_attention", "sliding_attention", "linear_attention"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"], "num_dense_layers": 1},
-    "llama4_text": {"intermediate_size_mlp": 24},
+    "llama4_text": {"intermediate_size_mlp": 24, "num_experts_per_tok": 1},
     "longcat_flash": MLA
     | {"num_layers": LAYERS, "ffn_hidden_size": 24, "expert_ffn_hidden_size": 16, "zero_expert_num": 4},
     "mellum": SLIDING,

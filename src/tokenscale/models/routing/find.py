@@ -1,0 +1,209 @@
+"""Finds the routers of a model by class, and learns from a trial what each of them does."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tokenscale.core.errors import ModelError
+from tokenscale.models.routing.adapters import ProductKeys, SparseMixer, TokenTable
+from tokenscale.models.routing.fused import fused_block, refuse_foreign
+from tokenscale.models.routing.replay import Replay
+from tokenscale.models.routing.router import EVERYTHING, Router
+from tokenscale.models.routing.rule import Rule, rule_of, traced
+from tokenscale.models.routing.softmax import softmax_way
+
+ROUTER = re.compile(r"(Router|TopKGating|MoEV1Gate)$", re.IGNORECASE)
+BLOCK_METHOD = "route_tokens_to_experts"  # a function of the block chooses, and the router only makes logits (dbrx)
+TRIAL = 32  # random hidden states of a trial
+
+
+@dataclass(frozen=True)
+class Place:
+    """A module that may hold a router, and the module around it."""
+
+    name: str
+    module: nn.Module
+    parent: nn.Module
+
+
+def find_routers(model: Any) -> list[Router]:
+    """The routers in the order in which a forward calls them. The model is left as it was.
+
+    No weights are needed: a model on the meta device will do. Raises ModelError for a router that
+    cannot be tried, or that a fused kernel has replaced.
+    """
+    found = [router for place in _places(model) if (router := _router(place))]
+    return _looped(found, _config(model))
+
+
+def _places(model: Any) -> list[Place]:
+    """The modules of the text decoder: towers of pictures and sound are left out."""
+    modules = dict(model.named_modules())
+    decoder = model.get_decoder() if isinstance(getattr(model, "get_decoder", None), MethodType) else model
+    inside = next((name for name, module in modules.items() if module is decoder), "")
+    return [
+        Place(name, module, modules[name.rpartition(".")[0]] if name else module)
+        for name, module in modules.items()
+        if not inside or name == inside or name.startswith(f"{inside}.")
+    ]
+
+
+def _config(model: Any) -> Any:
+    config = getattr(model, "config", None)
+    return None if config is None else config.get_text_config(decoder=True)
+
+
+def _router(place: Place) -> Router | None:
+    kind = type(place.module).__name__
+    if kind in NAMED:
+        return NAMED[kind](place)
+    if hasattr(place.module, BLOCK_METHOD):
+        return _block_router(place)
+    if not ROUTER.search(kind) or hasattr(place.parent, BLOCK_METHOD):
+        return None
+    refuse_foreign(place.name, place.parent)
+    return _tried(place)
+
+
+def _tried(place: Place) -> Router:
+    """A router that takes hidden states, and what else its block hands it."""
+    module, errors = place.module, []
+    for shape in ((TRIAL, -1), (2, TRIAL // 2, -1)):  # some want tokens in a row, some [batch, rows]
+        args = _arguments(place, shape)
+        try:
+            operations, output = traced(module, args)
+        except (TypeError, ValueError, RuntimeError, IndexError) as error:
+            errors.append(str(error))
+            continue
+        if rule := rule_of(operations, args, output):
+            return _made(place, rule, output)
+    raise ModelError(
+        f"the router {place.name} ({type(module).__name__}) does not choose experts from hidden states in a way that "
+        f"is understood{': ' + errors[0] if errors else ''}",
+        "use a model that transformers itself defines, without fused kernels, or dequantise it",
+    )
+
+
+def _made(place: Place, rule: Rule, output: Any) -> Router:
+    kind = type(place.module).__name__
+    supports, limits = EVERYTHING, ""
+    if rule.logits_at is None:
+        supports -= {"logits", "perturbed"}
+        limits = "its logits come from a quantised product that torch does not show; dequantise the model"
+    if kind == "JetMoeTopKGating":
+        supports, limits = supports - {"ranks"}, "attention runs one query per chosen expert, so their number is fixed"
+    return Router(
+        place.name,
+        place.module,
+        rule.experts,
+        rule.top_k,
+        rule.family,
+        softmax_way(rule, output) or Replay(rule, place.name),
+        free=FREE.get(kind, lambda module: 0)(place.module),
+        monotone=rule.monotone,
+        supports=supports,
+        limits=limits,
+        fused=fused_block(place.parent),
+    )
+
+
+def _arguments(place: Place, shape: tuple[int, ...]) -> list[Any]:
+    """Random hidden states, and for every further parameter what the block has by its name."""
+    weight = next(place.module.parameters())
+    names = list(inspect.signature(type(place.module).forward).parameters)[2:]
+    further = [getattr(place.parent, name, None) for name in names]
+    while further and further[-1] is None:
+        further.pop()
+    return [_random((*shape[:-1], _width(place.module)), weight), *further]
+
+
+def _width(module: nn.Module) -> int:
+    """The width of the hidden states that a router takes: that of its first matrix."""
+    return next(p.shape[-1] for p in module.parameters() if p.ndim == 2)
+
+
+def _random(shape: Sequence[int], like: Tensor) -> Tensor:
+    if like.is_meta:
+        return torch.empty(shape, device="meta", dtype=like.dtype)
+    dtype = like.dtype if like.is_floating_point() else torch.get_default_dtype()
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(like.device, dtype)
+
+
+def _block_router(place: Place) -> Router:
+    """A block whose own function ranks the logits that its router makes."""
+    block: Any = place.module
+    logits = block.router(_random((TRIAL, _width(block.router)), next(block.router.parameters())))
+    operations, output = traced(getattr(block, BLOCK_METHOD), [logits])
+    rule = rule_of(operations, [logits], output)
+    assert rule is not None
+    way = Replay(rule, place.name)
+    return Router(place.name, block, rule.experts, rule.top_k, rule.family, way, BLOCK_METHOD, monotone=rule.monotone)
+
+
+def _sparse_mixer(place: Place) -> Router:
+    module: Any = place.module
+    limits = "sparsemixer chooses two experts, one after the other"
+    return Router(
+        place.name,
+        module,
+        module.num_experts,
+        module.top_k,
+        "sparsemixer",
+        SparseMixer(),
+        supports=EVERYTHING - {"ranks"},
+        limits=limits,
+    )
+
+
+def _product_keys(place: Place) -> Router:
+    module: Any = place.module
+    return Router(place.name, module, module.num_keys**2, module.top_k, "product keys, top-k, softmax", ProductKeys())
+
+
+def _token_table(place: Place) -> Router:
+    module: Any = place.module
+    limits = "it looks its experts up by token id"
+    return Router(
+        place.name,
+        module,
+        module.num_experts,
+        module.top_k,
+        "table of token ids",
+        TokenTable(),
+        monotone=False,
+        supports=frozenset(),
+        limits=limits,
+    )
+
+
+NAMED: dict[str, Callable[[Place], Router]] = {
+    "PhimoeTopKRouter": _sparse_mixer,
+    "DogeCDMoE": _product_keys,
+    "DeepseekV4HashRouter": _token_table,
+}
+FREE: dict[str, Callable[[Any], int]] = {
+    "LongcatFlashTopkRouter": lambda module: module.n_routed_experts - module.num_experts,
+    "ZayaRouter": lambda module: module.num_router_classes - module.num_experts,
+}
+
+
+def _looped(routers: list[Router], config: Any) -> list[Router]:
+    """The calls of a model that runs some of its layers several times (inkling2_loop), each a router of its own."""
+    passes = getattr(config, "loop_num_passes", 1)
+    if passes == 1:
+        return routers
+    first, last = config.loop_layer_index_start, config.loop_layer_index_end
+    layers = [int(re.findall(r"\d+", router.name)[0]) for router in routers]
+    looped = [r for r, layer in zip(routers, layers, strict=True) if first <= layer < last]
+    before = [r for r, layer in zip(routers, layers, strict=True) if layer < first]
+    after = [r for r, layer in zip(routers, layers, strict=True) if layer >= last]
+    repeated = [replace(r, name=f"{r.name} (pass {i + 1})") for i in range(passes) for r in looped]
+    return [*before, *repeated, *after]

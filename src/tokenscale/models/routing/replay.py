@@ -1,0 +1,186 @@
+"""Record and replay: a router's own code runs again, with another choice of experts.
+
+First the router runs with noisy logits, and what it ranks is noted. Then it runs as it is, and its
+ranking operation gives the experts that were drawn, with their clean scores. So groups, biases,
+renormalisation and scaling stay the model's own code. Cost: one more run of the router (its matrix
+product too), and about a microsecond per operation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from tokenscale.core.errors import RoutingError
+from tokenscale.models.routing.draw import Draw
+from tokenscale.models.routing.rule import Rule, gives_tensors
+
+Chooser = Callable[[Tensor, Int[Tensor, "*tokens top_k"]], Int[Tensor, "*tokens width"]]
+
+
+@dataclass(frozen=True)
+class Routed:
+    """A router's output, the experts chosen (-1: none), and those of the model's own choice."""
+
+    output: Any
+    chosen: Int[Tensor, "*tokens width"]
+    clean: Int[Tensor, "*tokens top_k"]
+
+
+class Pass(TorchFunctionMode):
+    """One run of a router: `edit` replaces its logits, `choose` its choice; what it ranked is noted."""
+
+    def __init__(self, rule: Rule, edit: Callable[[Tensor], Tensor] | None = None, choose: Chooser | None = None):
+        super().__init__()
+        self.rule, self.edit, self.choose = rule, edit, choose
+        self.ranked: Tensor | None = None
+        self.plain: Tensor | None = None
+        self.chosen: Tensor | None = None
+        self._number = -1
+
+    def run(self, call: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], name: str) -> Any:
+        """Calls the router. Raises RoutingError where it does other operations than when it was tried."""
+        if self.edit is not None and self.rule.logits_at == -1:
+            args = (self.edit(args[0]), *args[1:])
+        with self:
+            output = call(*args, **kwargs)
+        if self.chosen is None or self.ranked is None or self.ranked.shape[-1] != self.rule.experts:
+            raise RoutingError(
+                f"the router {name} did not rank its {self.rule.experts} experts as it did when it was tried",
+                "load the model without fused kernels and without compiling it",
+            )
+        return output
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not gives_tensors(result):
+            return result
+        self._number += 1
+        if self._number == self.rule.logits_at and self.edit is not None:
+            return self.edit(result)
+        if self._number == self.rule.choice_at and isinstance(result, tuple):
+            return self._chosen(args[0], result)
+        return result
+
+    def _chosen(self, scores: Tensor, result: Any) -> Any:
+        self.ranked, self.plain = scores, result[1]
+        if self.choose is None:
+            self.chosen = result[1]
+            return result
+        self.chosen = self.choose(scores, result[1])
+        return scores.gather(-1, self.chosen), self.chosen
+
+
+@dataclass(frozen=True)
+class Replay:
+    """The way of a router whose rule was read."""
+
+    rule: Rule
+    name: str
+
+    def plain(self, call: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Routed:
+        """The router as it is, with what it chose."""
+        if self.rule.indices_at is not None:
+            output = call(*args, **kwargs)
+            indices = (output if isinstance(output, tuple) else (output,))[self.rule.indices_at]
+            return Routed(output, indices, indices)
+        seen = Pass(self.rule)
+        output = seen.run(call, args, kwargs, self.name)
+        assert seen.chosen is not None
+        return Routed(output, seen.chosen, seen.chosen)
+
+    def route(
+        self, module: nn.Module, call: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], draw: Draw
+    ) -> Routed:
+        """The router with its choice as `draw` says."""
+        own = moved = clean = None
+        if draw.perturbs_weights or (draw.needs_order and draw.moves_logits):
+            first = Pass(self.rule)
+            first.run(call, args, kwargs, self.name)
+            own, clean = first.ranked, first.plain
+        if draw.moves_logits:
+            noisy = Pass(self.rule, edit=draw.moved_logits)
+            noisy.run(call, args, kwargs, self.name)
+            moved = noisy.ranked
+
+        def chooser(width: int) -> Chooser:
+            def choose(scores: Tensor, plain: Tensor) -> Tensor:
+                before = scores if own is None else own
+                after = draw.moved_scores(before) if moved is None and draw.noise is not None else moved
+                return draw.choose(before, after, self._usual(before, plain if clean is None else clean), width)
+
+            return choose
+
+        parts: list[tuple[Any, Tensor, Tensor]] = []
+        for width, here in draw.widths(self.rule.top_k, _tokens(args[0]), args[0].device):
+            last = Pass(self.rule, self._weights_edit(draw), chooser(width))
+            with _Taking(module, width):
+                output = last.run(call, args, kwargs, self.name)
+            assert last.ranked is not None
+            assert last.plain is not None
+            assert last.chosen is not None
+            parts.append((output, last.chosen, here))
+            clean = self._usual(last.ranked, last.plain) if clean is None else clean
+        assert clean is not None
+        output, chosen = merged(parts)
+        return Routed(output, chosen, clean)
+
+    def _usual(self, scores: Tensor, plain: Tensor) -> Tensor:
+        """The model's own choice; where its `top_k` was another for a while, made anew."""
+        return plain if plain.shape[-1] == self.rule.top_k else scores.topk(self.rule.top_k, dim=-1).indices
+
+    def _weights_edit(self, draw: Draw) -> Callable[[Tensor], Tensor] | None:
+        """Gate weights of the noisy logits, in the logits' own type."""
+        if not draw.perturbs_weights:
+            return None
+        return lambda logits: draw.moved_logits(logits).to(logits.dtype)
+
+
+def _tokens(hidden: Tensor) -> int:
+    return hidden[..., 0].numel()
+
+
+class _Taking:
+    """A module's `top_k` is another for a while, where it has one (some shape their output by it)."""
+
+    def __init__(self, module: nn.Module, width: int) -> None:
+        self.module, self.width = module, width
+
+    def __enter__(self) -> None:
+        self.before = getattr(self.module, "top_k", None)
+        if self.before is not None:
+            self.module.top_k = self.width  # type: ignore[assignment]
+
+    def __exit__(self, *exception: object) -> None:
+        if self.before is not None:
+            self.module.top_k = self.before
+
+
+def merged(parts: Sequence[tuple[Any, Tensor, Bool[Tensor, " tokens"]]]) -> tuple[Any, Tensor]:
+    """One output of several, each for its tokens; narrower ones are padded by a repeated index with weight 0."""
+    output, chosen, _ = parts[0]
+    for other, indices, here in parts[1:]:
+        output = tuple(joined(a, b, here) for a, b in zip(output, other, strict=True))
+        chosen = joined(chosen, indices, here, -1)
+    return output, chosen
+
+
+def joined(narrow: Tensor, wide: Tensor, here: Bool[Tensor, " tokens"], padding: int | None = None) -> Tensor:
+    """`wide` where `here`, else `narrow`, padded with zeros, a repeated index or `padding`."""
+    missing = wide.shape[-1] - narrow.shape[-1]
+    if missing:
+        repeated = narrow[..., :1].expand(*narrow.shape[:-1], missing)
+        if padding is not None:
+            repeated = torch.full_like(repeated, padding)
+        elif narrow.is_floating_point():
+            repeated = torch.zeros_like(repeated)
+        narrow = torch.cat([narrow, repeated], dim=-1)
+    leading = wide.shape[:1] if wide.shape[0] == here.numel() else wide.shape[:2]
+    mask = here.to(wide.device).view(*leading, *[1] * (wide.ndim - len(leading)))
+    return torch.where(mask, wide, narrow)

@@ -1,0 +1,151 @@
+"""What a router does, read off the operations of one forward of its own code.
+
+Transformers' routers are about eighty classes of few kinds. Here a router is run once on random hidden
+states while torch tells every operation, and three of them are found: the one that makes the router
+logits R, the one that ranks the experts, and what stands between them (a score function, a bias, a
+limit to groups). Operations are known by their number, which is the same in every forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+LINEAR = {"linear", "matmul", "mm", "addmm", "bmm"}
+SCORES = {"softmax", "sigmoid", "softplus", "log_softmax", "relu", "tanh"}
+BIAS = {"add", "__add__", "__radd__", "add_"}
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One operation that torch ran: its name, its first argument, and its result."""
+
+    name: str
+    first: Any
+    result: Any
+    others: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a router gets from logits to experts.
+
+    `logits_at` is the number of the operation that makes R (-1: R is the function's first argument;
+    None: R comes from something that is no operation of torch, such as a quantised product),
+    `choice_at` that of the operation that ranks `experts` scores and takes `top_k`. `monotone`: what it
+    ranks grows with R, the same for all experts. `indices_at` is the place of the indices in the
+    output, None where they are not given back as they were chosen.
+    """
+
+    family: str
+    experts: int
+    top_k: int
+    logits_at: int | None
+    choice_at: int
+    monotone: bool
+    indices_at: int | None
+
+
+class Trace(TorchFunctionMode):
+    """Notes all operations that give tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: list[Operation] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if gives_tensors(result):
+            first = args[0] if args else next(iter((kwargs or {}).values()), None)
+            self.operations.append(Operation(getattr(func, "__name__", str(func)), first, result, tuple(args[1:])))
+        return result
+
+
+def gives_tensors(result: Any) -> bool:
+    """Whether an operation counts: a getter of a shape, say, does not."""
+    return isinstance(result, Tensor) or (isinstance(result, tuple) and any(isinstance(r, Tensor) for r in result))
+
+
+def traced(call: Callable[..., Any], args: Sequence[Any]) -> tuple[list[Operation], Any]:
+    """The operations of `call(*args)`, and its output.
+
+    A router that needs values where there are none (on the meta device) stops after its choice.
+    """
+    output = None
+    with torch.no_grad(), Trace() as trace:
+        try:
+            output = call(*args)
+        except (RuntimeError, NotImplementedError):
+            if not args[0].is_meta:
+                raise
+    return trace.operations, output
+
+
+def rule_of(operations: Sequence[Operation], args: Sequence[Any], output: Any) -> Rule | None:
+    """The rule behind the operations of a router's run; None where no choice is seen."""
+    choices = [i for i, op in enumerate(operations) if op.name == "topk"]
+    if not choices:
+        return None
+    choice_at = choices[-1]
+    ranked, (_, indices) = operations[choice_at].first, operations[choice_at].result
+    chain = _ancestors(operations, choice_at)
+    logits = _logits(operations, chain, ranked)
+    made = next((i for i, op in enumerate(operations) if op.result is logits), -1 if logits is args[0] else None)
+    before = [operations[i] for i in chain]
+    family, monotone = _family(before, operations[choice_at + 1 :], indices.shape[-1])
+    outputs = output if isinstance(output, tuple) else (output,)
+    places = [i for i, value in enumerate(outputs) if value is indices]
+    place = places[0] if places else None
+    return Rule(family, ranked.shape[-1], indices.shape[-1], made, choice_at, monotone, place)
+
+
+def _ancestors(operations: Sequence[Operation], choice_at: int) -> list[int]:
+    """The operations that made what is ranked, followed by first arguments back to a matrix product, in order."""
+    chain: list[int] = []
+    wanted = operations[choice_at].first
+    for i in range(choice_at - 1, -1, -1):
+        if operations[i].result is wanted:
+            chain.append(i)
+            if operations[i].name in LINEAR:
+                break
+            wanted = operations[i].first
+    return chain[::-1]
+
+
+def _logits(operations: Sequence[Operation], chain: Sequence[int], ranked: Any) -> Any:
+    """What the score function takes; without one, what is ranked before a bias is added."""
+    path = [operations[i] for i in chain]
+    for op in path:
+        if op.name in SCORES - {"tanh"}:
+            return op.first
+    for op in path:
+        if op.name in BIAS:
+            return op.first
+    return ranked
+
+
+def _family(before: Sequence[Operation], after: Sequence[Operation], top_k: int) -> tuple[str, bool]:
+    """A name such as "sigmoid + bias, groups, top-k, renormalised", and whether the choice grows with R."""
+    scores = next((op.name for op in before if op.name in SCORES - {"tanh"}), "logits")
+    biased = any(op.name in BIAS and isinstance(op.others[0], Tensor) for op in before)
+    groups = any(op.name == "masked_fill" and _masks(op.others[0]) for op in before)
+    late = next((op.name for op in after if op.name in SCORES), "") if scores == "logits" else ""
+    sums = any(op.name in ("sum", "norm") and _chosen_sum(op, top_k) for op in after)
+    parts = [scores + (" + bias" if biased else ""), "groups" if groups else "", f"top-{'k' if top_k > 1 else 1}"]
+    parts += [late, "renormalised" if sums else ""]
+    return ", ".join(part for part in parts if part), not (biased or groups)
+
+
+def _masks(mask: Any) -> bool:
+    """Whether a mask hides anything; on the meta device, which has no values, it is taken to."""
+    return not isinstance(mask, Tensor) or mask.is_meta or bool(mask.any())
+
+
+def _chosen_sum(op: Operation, top_k: int) -> bool:
+    """Whether an operation adds up over the chosen experts."""
+    return bool(op.first.shape[-1] == top_k and op.result.shape == (*op.first.shape[:-1], 1))
