@@ -12,29 +12,14 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from tests.comparison import RECIPE, small_toy
 from tokenscale import cli
 from tokenscale.core.errors import RoutingError
 from tokenscale.experiments import execute as execute_module
 from tokenscale.models import hf
-from tokenscale.models.toy import SPELLING, ToyModel
 from tokenscale.pipeline import Pipeline
 
-RECIPE = """\
-version: 1
-question: Does it run?
-models: {toy: {path: toy}}
-tasks: {arithmetic: {limit: 2}}
-generation: {max_new_tokens: 3}
-arms:
-  greedy: Greedy()
-  vote: SelfConsistency(k=2)
-contrasts: [[vote, greedy]]
-"""
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
-
-
-def small_toy(*_, **__):
-    return ToyModel(spelling=SPELLING + "£€", moe_layers=1, experts=4, width=4)
 
 
 @pytest.fixture
@@ -83,10 +68,10 @@ def test_dry_run_loads_no_model_and_writes_nothing(tokenscale, monkeypatch):
     monkeypatch.setattr(execute_module, "load", lambda *_: pytest.fail("loaded"))
     result = tokenscale("run", "recipe.yaml", "--dry-run")
     assert "vote: Plain() | MeanProbability() | Sample(" in result.stdout
-    assert "4 answers: problems x arms x seeds x models = 2 x 2 x 1 x 1." in result.stdout
+    assert "15 answers: problems x arms x seeds x models = 5 x 3 x 1 x 1." in result.stdout
     plan = json.loads(tokenscale("run", "recipe.yaml", "--dry-run", "--json").stdout)
-    assert list(plan["arms"]) == ["greedy", "vote"]
-    assert (plan["problems"], plan["answers"]) == ({"arithmetic": 2}, 4)
+    assert list(plan["arms"]) == ["greedy", "roe", "vote"]
+    assert (plan["problems"], plan["answers"]) == ({"arithmetic": 5}, 15)
     assert sorted(p.name for p in Path().iterdir()) == ["recipe.yaml"]
 
 
@@ -98,13 +83,13 @@ def test_every_shipped_recipe_is_dry_run(tokenscale, path):
 
 
 def test_a_wrong_recipe_gives_its_errors_and_nothing_else(tokenscale):
-    Path("recipe.yaml").write_text(RECIPE.replace("limit: 2", "limt: 2").replace("k=2", "k=0"))
+    Path("recipe.yaml").write_text(RECIPE.replace("limit: 5", "limt: 5").replace("k=2", "k=0"))
     result = tokenscale("run", "recipe.yaml", "--out", "out", code=2)
     assert result.stdout == ""
     assert result.stderr.startswith("error: 2 errors\n")
     assert "recipe.yaml, line 4, column 22: unknown key 'limt'" in result.stderr
     assert "did you mean 'limit'?" in result.stderr
-    assert "recipe.yaml, line 8, column 9: arms.vote.pipeline:" in result.stderr
+    assert "recipe.yaml, line 10, column 9: arms.vote.pipeline:" in result.stderr
     assert not Path("out").exists()
 
 
@@ -217,8 +202,8 @@ def test_demo_keeps_nothing_unless_asked(tokenscale, monkeypatch):
 def program(code, *arguments, **keywords):
     """The program in a process of its own; `code` runs first."""
     script = f"{textwrap.dedent(code)}\nfrom tokenscale.cli import main\nmain()"
-    source = str(Path(cli.__file__).parents[1])
-    environment = os.environ | {"PYTHONPATH": source, "OMP_NUM_THREADS": "1"}
+    places = [Path(cli.__file__).parents[1], Path(__file__).parents[1]]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, places)), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", script, *arguments]
     return subprocess.Popen(
         command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **keywords
@@ -226,12 +211,12 @@ def program(code, *arguments, **keywords):
 
 
 def test_ctrl_c_ends_a_run_with_130_and_keeps_its_answers(tmp_path):
-    (tmp_path / "recipe.yaml").write_text(RECIPE.replace("limit: 2", "limit: 500"))
+    (tmp_path / "recipe.yaml").write_text(RECIPE.replace("limit: 5", "limit: 500"))
     code = """
+        from tests.comparison import small_toy
         from tokenscale.experiments import execute
-        from tokenscale.models.toy import SPELLING, ToyModel
         execute.PROBLEMS_PER_CHUNK = 1
-        execute.load = lambda **_: ToyModel(spelling=SPELLING + "£€", moe_layers=1, experts=4, width=4)
+        execute.load = small_toy
     """
     running = program(code, "run", "recipe.yaml", "--out", "out", cwd=tmp_path)
     answers = tmp_path / "out" / "answers" / "arithmetic.toy.greedy.seed0.jsonl"

@@ -1,24 +1,20 @@
-"""The text form and the spec: exact round trips, and every wrong text refused with its place."""
+"""The text form: exact round trips, and every wrong text refused with its place."""
 
 from __future__ import annotations
 
-import json
 import random
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.pipeline_examples import Everything, pipelines, score
 from tokenscale import dsl
 from tokenscale.core.errors import PipelineError, UnknownNameError
-from tokenscale.core.strategy import Kind, SequenceStrategy, Stage
+from tokenscale.core.strategy import Stage
 from tokenscale.pipeline import Pipeline
 from tokenscale.plugins import name_of
-from tokenscale.sequence_level.answers import KINDS
 from tokenscale.sequence_level.chain_of_thought import ChainOfThought
 from tokenscale.sequence_level.self_consistency import SelfConsistency
 from tokenscale.token_level.aggregators import MeanLogit, MeanProbability
@@ -26,58 +22,7 @@ from tokenscale.token_level.decoders import Greedy, Sample
 from tokenscale.token_level.plain import Plain
 from tokenscale.token_level.roe import RoE
 
-
-@dataclass(frozen=True)
-class Everything(SequenceStrategy):
-    """A strategy with every sort of parameter."""
-
-    kind = Kind.CHOOSING
-
-    inner: Stage
-    values: Any = ()
-    flag: bool = False
-    rest: Any = None
-
-    def solve(self, ask):  # type: ignore[no-untyped-def]
-        raise NotImplementedError
-
-
 INF = float("inf")
-
-
-def score(text: str) -> float:
-    return float(len(text))
-
-
-floats = st.floats(0, 10) | st.sampled_from([1e-300, 0.1 + 0.2, 1e300])
-texts = st.text(max_size=8) | st.sampled_from(["it's", '"', "\\", "a\nb", "|", "RoE(n=4)", "\u2028\x00\x85\ufeff", "é"])
-roes = st.builds(RoE, st.integers(1, 64), floats | st.lists(floats, min_size=1).map(tuple), st.integers(0, 3))
-proposers = st.just(Plain()) | roes
-aggregators = st.sampled_from([MeanProbability(), MeanLogit()])
-samplers = st.builds(
-    Sample,
-    st.floats(0.01, 5),
-    st.none() | st.integers(1, 50),
-    st.none() | st.floats(0.01, 1),
-    st.none() | st.floats(0, 0.99),
-)
-decoders = st.just(Greedy()) | samplers
-prompting = st.builds(ChainOfThought, texts.filter(bool), texts)
-leaves = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | texts | proposers | decoders
-values = st.recursive(leaves, lambda inner: st.lists(inner, max_size=3).map(tuple), max_leaves=6)
-everything = st.builds(Everything, proposers | decoders, values, st.booleans(), values | st.just(score))
-choosing = st.builds(SelfConsistency, st.integers(1, 10**6), st.sampled_from(sorted(KINDS))) | everything
-
-
-@st.composite
-def pipelines(draw: st.DrawFn) -> Pipeline:
-    once = [draw(st.lists(kind, max_size=1)) for kind in (proposers, aggregators, decoders)]
-    nested = [*draw(st.lists(prompting, max_size=2)), *draw(st.lists(choosing, max_size=2))]
-    stages = [stage for kind in once for stage in kind] + nested or [Plain()]
-    # A choice among greedy candidates needs noise.
-    if Greedy() in stages and any(s.kind is Kind.CHOOSING for s in stages):
-        stages.remove(Greedy())
-    return Pipeline(*stages)
 
 
 @given(pipelines())
@@ -85,14 +30,6 @@ def test_text_round_trips(pipe: Pipeline) -> None:
     assert Pipeline.parse(repr(pipe)) == pipe
     assert repr(Pipeline.parse(repr(pipe))) == repr(pipe)
     assert hash(Pipeline.parse(repr(pipe))) == hash(pipe)
-
-
-@given(pipelines())
-def test_specs_round_trip_through_json_and_yaml(pipe: Pipeline) -> None:
-    spec = pipe.to_spec()
-    assert Pipeline.from_spec(spec) == pipe
-    assert Pipeline.from_spec(json.loads(json.dumps(spec))) == pipe
-    assert Pipeline.from_spec(yaml.safe_load(yaml.safe_dump(spec))) == pipe
 
 
 @given(pipelines())
@@ -207,13 +144,6 @@ def test_what_has_no_text_form_prints_and_is_refused() -> None:
         pipe.to_spec()
 
 
-def test_a_function_of_a_file_is_named() -> None:
-    pipe = Pipeline(Everything(Plain(), rest=score))
-    [written] = pipe.to_spec()
-    assert written[name_of(Everything)]["rest"] == {"ref": name_of(score)}  # type: ignore[index]
-    assert f"rest={name_of(score)}" in repr(pipe)
-
-
 def test_a_path_with_blanks_stands_in_quotes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my own.py").write_text(
         "from dataclasses import dataclass\n"
@@ -235,40 +165,6 @@ def test_a_path_with_blanks_stands_in_quotes(tmp_path: Path, monkeypatch: pytest
     assert Pipeline.from_spec(holding.to_spec()) == holding
     with pytest.raises(PipelineError):
         Pipeline.parse(repr(holding))
-
-
-@pytest.mark.parametrize(
-    ("spec", "message"),
-    [
-        ("RoE(n=4)", r"a spec is a list of stages, got 'RoE\(n=4\)'"),
-        ({"RoE": {"n": 4}}, "a spec is a list of stages"),
-        ([], "a pipeline without stages"),
-        (["RoE"], "a stage is a mapping from one name to its arguments, got 'RoE', in stage 1 of the spec"),
-        ([{"RoE": {"n": 4}, "Greedy": {}}], "a mapping from one name"),
-        ([{"Greedy": None}, {"RoE": 4}], "the arguments of RoE are a mapping, got 4, in stage 2"),
-        ([{"Reo": {}}], r"unknown strategy 'Reo', in stage 1 of the spec\n.*did you mean 'RoE'"),
-        ([{"RoE": {"n": 4, "tua": 1}}], r"unknown parameter 'tua' in RoE, in stage 1.*\n.*did you mean 'tau'"),
-        ([{"RoE": {}}], "RoE needs n, got nothing"),
-        ([{"RoE": {"n": 0}}], "n must be at least 1, in stage 1"),
-        ([{"RoE": {"n": {1}}}], r"\{1\} has no place in a spec"),
-        ([{"RoE": {"n": {"ref": "gone.py:f"}}}], "there is no file 'gone.py'"),
-        ([{"RoE": {"n": {}}}], "a mapping from one name"),
-    ],
-)
-def test_wrong_specs_are_refused_with_the_stage(spec: object, message: str) -> None:
-    with pytest.raises(PipelineError, match=message):
-        Pipeline.from_spec(spec)
-
-
-def test_a_spec_may_leave_arguments_out() -> None:
-    assert Pipeline.from_spec([{"Greedy": None}, {"RoE": {"n": 4}}]) == RoE(n=4) | Greedy()
-
-
-def test_a_spec_that_holds_itself_is_refused() -> None:
-    endless: list[object] = []
-    endless.append(endless)
-    with pytest.raises(PipelineError, match="more than 20 values in values"):
-        Pipeline.from_spec([{"RoE": {"n": 4, "tau": endless}}])
 
 
 TEXTS = [

@@ -1,24 +1,10 @@
-"""A task of one-line questions and a small model, so that a whole comparison takes a second."""
+"""A task of one-line questions, so that a whole comparison takes a second."""
 
 import pytest
 
+from tests.comparison import RECIPE, small_toy
 from tokenscale.experiments import tasks
-from tokenscale.models.toy import ToyModel
 from tokenscale.recipe import Recipe
-
-RECIPE = """\
-version: 1
-question: Does it run?
-models: {toy: {path: toy}}
-tasks: {arithmetic: {limit: 5}}
-generation: {max_new_tokens: 4}
-seeds: [0]
-arms:
-  greedy: Greedy()
-  roe: RoE(n=2, tau=1.0, clean_layers=0)
-  vote: SelfConsistency(k=2)
-contrasts: [[vote, greedy]]
-"""
 
 
 @pytest.fixture
@@ -39,7 +25,7 @@ def tiny_task(monkeypatch):
 @pytest.fixture
 def toy():
     """Opens the same small model for any model section."""
-    return lambda section: ToyModel(moe_layers=1, experts=4, width=4)
+    return small_toy
 
 
 @pytest.fixture
