@@ -158,7 +158,7 @@ def generate(
 @guarded("nothing was changed")
 def list_parts(as_json: Json = False) -> None:
     """List strategies, models, tasks and recipes."""
-    from tokenscale.models.hf import PACKAGED
+    from tokenscale.models.source import PACKAGED
     from tokenscale.plugins import listing
     from tokenscale.recipe_sections import TASKS
 

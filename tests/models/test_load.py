@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from tests.models.tiny import tiny
 from tokenscale.core.data import Prompt
 from tokenscale.core.errors import CapabilityError, ModelError, PromptError
 from tokenscale.core.model import ROUTING_NOISE
 from tokenscale.models.hf import load, wrap
+from tokenscale.models.source import find
 
 
 def tokenizer(**special: str) -> PreTrainedTokenizerFast:
@@ -106,6 +107,35 @@ def test_a_folder_with_a_part_missing(folder: Path, remove: list[str], message: 
 def test_no_such_model(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"(?s)there is no model .*nowhere.*fix: give 'demo', .*, a folder"):
         load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("dmeo", "demo"), ("Demo", "demo"), ("demo_noisy", "demo-noisy"), ("demotext", "demo-text")],
+)
+def test_a_slip_in_a_packaged_name_does_not_go_to_the_hub(
+    name: str, meant: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *_, **__: pytest.fail("asked transformers"))
+    with pytest.raises(ModelError, match=rf"(?s)there is no model '{name}': .*fix: did you mean '{meant}'\? give"):
+        load(name)
+
+
+def test_other_names_are_folders_and_hub_ids(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("gpt2", "distilgpt2", "owner/demo", "google/gemma-2b"):
+        assert find(name) == name
+    folder.rename(folder.parent / "dmeo")
+    monkeypatch.chdir(folder.parent)
+    assert find("dmeo") == "dmeo"
+
+
+def test_loading_draws_no_bar(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    capfd.readouterr()
+    load(folder)
+    assert capfd.readouterr() == ("", "")
+    AutoModelForCausalLM.from_pretrained(folder)
+    assert "Loading weights" in capfd.readouterr().err
 
 
 def test_a_model_in_training_mode_is_refused() -> None:

@@ -6,7 +6,8 @@ with the routers watched and, where the plan says so, perturbed (`routers.py`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
 
 from tokenscale.core.cost import Prefill
 from tokenscale.core.data import Prompt
@@ -27,10 +29,10 @@ from tokenscale.models.fingerprint import fingerprint
 from tokenscale.models.masks import additive, prefill_mask, row_mask
 from tokenscale.models.routers import RoutingRecord, find_routers, watch
 from tokenscale.models.shape import model_shape
+from tokenscale.models.source import LOADABLE, PACKAGED, find
 from tokenscale.models.supported import cache_keyword, layer_windows, refuse_hidden_experts
 from tokenscale.models.text import decode, encode
 
-PACKAGED = ("demo", "demo-noisy", "demo-text", "demo-text-noisy")
 PREFILL_TOKENS = 8192  # tokens, padding included, of one prefill forward
 
 
@@ -50,42 +52,32 @@ def load(
     Experts run as grouped products where transformers can, on a CPU too, unless `experts_implementation`
     says otherwise. Only a hub id reaches the network. Raises ModelError for what cannot be loaded.
     """
-    source = Path(__file__).parent / "checkpoints" / str(path) if str(path) in PACKAGED else path
+    source = find(path)
     if str(path) in PACKAGED and dtype is None:
         dtype = torch.float32
     given = {"revision": revision, "dtype": dtype, "device_map": device_map, "attn_implementation": attn_implementation}
     given |= {"quantization_config": quantization_config, **from_pretrained}
     keywords = {name: value for name, value in given.items() if value is not None}
-    _check_folder(path, Path(source))
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **({"revision": revision} if revision else {}))
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"the tokenizer of {str(path)!r} cannot be read: {error}", LOADABLE) from error
     try:
-        model = AutoModelForCausalLM.from_pretrained(source, **keywords)
+        with _no_bars():
+            model = AutoModelForCausalLM.from_pretrained(source, **keywords)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"the model {str(path)!r} cannot be loaded: {error}", LOADABLE) from error
     return HFModel(model, tokenizer, str(path))
 
 
-LOADABLE = f"give {', '.join(map(repr, PACKAGED))}, a folder with config.json and weights, or a hub id"
-
-
-def _check_folder(path: str | Path, folder: Path) -> None:
-    """Refuses a folder without a model, or whose tokenizer transformers would make up without a word."""
-    if not folder.exists() and (folder.is_absolute() or len(folder.parts) > 2):
-        raise ModelError(f"there is no model {str(path)!r}: no such folder", LOADABLE)
-    if not folder.is_dir():
-        return
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"the folder {str(path)!r} holds no config.json, so no model", LOADABLE)
-    names = ("tokenizer", "vocab", "spiece", "sentencepiece", "tekken")
-    if not any(file.name.startswith(names) for file in folder.iterdir()):
-        raise ModelError(
-            f"the model folder {str(path)!r} has no tokenizer",
-            "put tokenizer.json and tokenizer_config.json beside the weights (tokenizer.save_pretrained(folder)), "
-            "or load both yourself and call tokenscale.wrap(model, tokenizer)",
-        )
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Keeps transformers' own progress bars out of a program's output; a download shows its bar."""
+    before = logging.set_tqdm_hook(lambda _, args, keywords: logging.EmptyTqdm(*args, **keywords))
+    try:
+        yield
+    finally:
+        logging.set_tqdm_hook(before)
 
 
 def wrap(model: Any, tokenizer: Any = None) -> HFModel:
