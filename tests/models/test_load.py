@@ -130,6 +130,28 @@ def test_other_names_are_folders_and_hub_ids(folder: Path, monkeypatch: pytest.M
     assert find("dmeo") == "dmeo"
 
 
+@pytest.mark.parametrize(
+    "keyword",
+    [
+        {"dtype": "float99"},
+        {"attn_implementation": "flash_attention_2"},
+        {"attn_implementation": "none"},
+        {"device_map": "nowhere"},
+        {"quantization_config": 3},
+        {"experts_implementation": "fast"},
+        {"bogus": 1},
+    ],
+    ids=str,
+)
+def test_a_wrong_keyword_is_one_message_that_names_it(folder: Path, keyword: dict[str, Any]) -> None:
+    [(name, value)] = keyword.items()
+    with pytest.raises(ModelError, match=r"cannot be loaded: \S") as caught:
+        load(folder, **keyword)
+    assert caught.value.hint == (
+        f"leave out or change what was given: {name}={value!r} (see transformers' from_pretrained)"
+    )
+
+
 def test_loading_draws_no_bar(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     capfd.readouterr()
     load(folder)

@@ -53,11 +53,12 @@ def load(
     says otherwise. Only a hub id reaches the network. Raises ModelError for what cannot be loaded.
     """
     source = find(path)
-    if str(path) in PACKAGED and dtype is None:
-        dtype = torch.float32
     given = {"revision": revision, "dtype": dtype, "device_map": device_map, "attn_implementation": attn_implementation}
     given |= {"quantization_config": quantization_config, **from_pretrained}
     keywords = {name: value for name, value in given.items() if value is not None}
+    hint = _hint(keywords)
+    if str(path) in PACKAGED:
+        keywords.setdefault("dtype", torch.float32)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **({"revision": revision} if revision else {}))
     except (OSError, ValueError, KeyError) as error:
@@ -65,9 +66,19 @@ def load(
     try:
         with _no_bars():
             model = AutoModelForCausalLM.from_pretrained(source, **keywords)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
         raise ModelError(f"the model {str(path)!r} cannot be loaded: {error}", LOADABLE) from error
+    except Exception as error:  # transformers raises anything for a wrong keyword: AttributeError, ImportError
+        raise ModelError(f"the model {str(path)!r} cannot be loaded: {error}", hint) from error
     return HFModel(model, tokenizer, str(path))
+
+
+def _hint(keywords: Mapping[str, Any]) -> str:
+    """The fix where transformers refuses what its class was given: the caller's keywords, if there are any."""
+    if not keywords:
+        return LOADABLE
+    given = ", ".join(f"{name}={value!r:.60}" for name, value in keywords.items())
+    return f"leave out or change what was given: {given} (see transformers' from_pretrained)"
 
 
 @contextmanager
