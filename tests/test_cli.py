@@ -113,6 +113,7 @@ def test_a_wrong_recipe_gives_its_errors_and_nothing_else(tokenscale):
         (["generate", "--max-new-tokens", "0", "x"], "--max-new-tokens"),
         (["generate", "--seed", "-1", "x"], "seed must be at least 0"),
         (["generate", "1" * 600], "600 tokens"),
+        (["generate", "caf\udce9"], "half a character"),
         (["generate"], "prompt"),
         (["generat", "x"], "generat"),
         (["run", "recipe.yaml", "--outt", "x"], "--outt"),
@@ -161,6 +162,10 @@ def test_generate_prints_the_text(tokenscale):
     result = tokenscale("generate", "--max-new-tokens", "4", "1+1=")
     assert result.stdout == expected.text + "\n"
     assert tokenscale("generate", "--max-new-tokens", "4", "-", input="1+1=").stdout == result.stdout
+
+
+def test_a_prompt_that_is_no_utf_8_is_bad_input(tokenscale):
+    assert "the standard input is no UTF-8" in tokenscale("generate", "-", input=b"caf\xe9", code=2).stderr
 
 
 def test_generate_as_json_is_the_result(tokenscale):

@@ -20,7 +20,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table as RichTable
 
-from tokenscale.core.errors import RoutingError, TokenscaleError, TokenscaleWarning
+from tokenscale.core.errors import PromptError, RoutingError, TokenscaleError, TokenscaleWarning
 
 if TYPE_CHECKING:
     from tokenscale.experiments.execute import Progress as RunProgress
@@ -144,7 +144,7 @@ def generate(
     from tokenscale.token_level.decoders import Greedy
 
     pipe = Pipeline(Greedy()) if pipeline is None else Pipeline.parse(pipeline)
-    text = sys.stdin.read() if prompt == "-" else prompt
+    text = _stdin() if prompt == "-" else prompt
     _quiet()
     lm = load(model)
     [result] = pipe.run(lm, [text], seed=seed, max_new_tokens=max_new_tokens)
@@ -176,6 +176,13 @@ def list_parts(as_json: Json = False) -> None:
     console.print(f"tasks: {', '.join(TASKS)}")
     for name, path in recipes.items():
         console.print(f"recipe {name}: {escape(path)}", soft_wrap=True)
+
+
+def _stdin() -> str:
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise PromptError(f"the standard input is no UTF-8 (byte {error.start})", "save the prompt as UTF-8") from None
 
 
 def _quiet() -> None:

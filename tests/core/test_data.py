@@ -45,6 +45,23 @@ def test_a_prompt_has_exactly_one_form() -> None:
         Prompt()
 
 
+@pytest.mark.parametrize("ids", [[1, 2], (1, -1), ("a",), (0.5,), 7])
+def test_token_ids_are_a_tuple_of_whole_numbers(ids: object) -> None:
+    with pytest.raises(PromptError, match="token_ids must be a tuple of whole numbers from 0, got") as refused:
+        Prompt(token_ids=ids)  # type: ignore[arg-type]
+    assert "tuple(ids)" in refused.value.hint
+
+
+def test_text_is_text() -> None:
+    with pytest.raises(PromptError, match="must be a string, got 3"):
+        Prompt(text=3)  # type: ignore[arg-type]
+    half = b"caf\xe9".decode(errors="surrogateescape")
+    for wrong in (half, [*CHAT, {"role": "user", "content": half}]):
+        with pytest.raises(PromptError, match=r"holds '\\udce9', which is half a character\n.*UTF-8"):
+            Prompt.of(wrong)  # type: ignore[arg-type]
+    assert Prompt.of("café \U0001f600").text == "café \U0001f600"
+
+
 def test_text_goes_behind_and_before_a_prompt() -> None:
     assert Prompt(text="a").append("b").prepend("c") == Prompt(text="cab")
     chat = Prompt.of(CHAT).append("!").prepend("> ")

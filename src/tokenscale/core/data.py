@@ -37,6 +37,22 @@ class Prompt:
                 f"a prompt has exactly one of text, messages and token_ids, got {sum(given)} of them",
                 'pass a string, a list of {"role": ..., "content": ...} messages, or Prompt(token_ids=...)',
             )
+        if self.text is not None and not isinstance(self.text, str):
+            raise PromptError(f"the text of a prompt must be a string, got {self.text!r:.80}", 'write text="..."')
+        ids = () if self.token_ids is None else self.token_ids
+        if not (isinstance(ids, tuple) and all(isinstance(i, int) and i >= 0 for i in ids)):
+            message = f"token_ids must be a tuple of whole numbers from 0, got {ids!r:.80}"
+            raise PromptError(message, "write Prompt(token_ids=(5, 6)), or tuple(ids)")
+        self._check_characters()
+
+    def _check_characters(self) -> None:
+        """Bytes that were read as text although they are none leave half characters, which no tokenizer takes."""
+        texts = [self.text, *(text for message in self.messages or () for _, text in message)]
+        try:
+            "".join(text for text in texts if isinstance(text, str)).encode()
+        except UnicodeEncodeError as error:
+            message = f"a prompt holds {error.object[error.start]!r}, which is half a character"
+            raise PromptError(message, "read the prompt as UTF-8") from None
 
     @classmethod
     def of(cls, value: Prompt | str | Sequence[Mapping[str, str]]) -> Prompt:
