@@ -77,6 +77,13 @@ def test_tokens_are_told_as_they_are_decided(run: Any, beams: Any) -> None:
     assert not [event for event in told if event[0] == 3]
 
 
+def test_a_search_tells_nothing_even_where_one_beam_is_all_there_is(run: Any, beams: Any) -> None:
+    told: list[tuple[int, int, int]] = []
+    only_the_end = ToyModel((), spelling="ab")
+    run([ask((1, 2), 3)], beams(2), model=only_the_end, on_token=lambda *event: told.append(event))
+    assert told == []
+
+
 def test_bad_asks_are_refused_when_submitted(lm: ToyModel) -> None:
     backend = LocalBackend(lm, Plain(), MeanProbability(), Greedy(), batch_size=2)
     message = "the prompt has 24 tokens, and the context of toy holds 24\n  fix: shorten the prompt"

@@ -38,10 +38,12 @@ def test_places_are_absolute() -> None:
 
 
 def test_a_fork_grows_by_itself() -> None:
-    one = record([3])
+    one = record([])
+    one.add(token(3, log_prob=-0.25))
     other = one.fork()
-    other.tokens.append(token(4))
+    other.add(token(4, log_prob=-2.0))
     assert (one.token_ids, other.token_ids) == ((3,), (3, 4))
+    assert (one.log_prob, other.log_prob) == (-0.25, -2.25)
 
 
 def test_the_end_token_comes_before_the_other_reasons() -> None:

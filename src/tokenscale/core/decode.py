@@ -15,8 +15,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tokenscale.core.backend import Backend, Completion
+from tokenscale.core.context import room
 from tokenscale.core.data import Ask
-from tokenscale.core.errors import CapabilityError, PipelineError, PromptError, at_least
+from tokenscale.core.errors import CapabilityError, PipelineError, at_least
 from tokenscale.core.group import Finished, Group
 from tokenscale.core.model import LanguageModel
 from tokenscale.core.noise import UniformReader, read_uniforms
@@ -71,12 +72,7 @@ class LocalBackend(Backend):
 
     def submit(self, ask: Ask) -> int:
         prompt = (*self._lm.encode(ask.prompt), *ask.prefix_ids)
-        room = self._lm.context_length - len(prompt)
-        if room < 1:
-            raise PromptError(
-                f"the prompt has {len(prompt)} tokens, and the context of {self._lm.name} holds {len(prompt) + room}",
-                "shorten the prompt (fewer examples), or use a model with a longer context",
-            )
+        left = room(self._lm, len(prompt))
         if ask.stop_strings and self._lm.tokenizer is None:
             raise CapabilityError("stop strings need a tokenizer", "pass tokenizer=..., or drop stop_strings")
         decoder = ask.decoder or self._decoder
@@ -84,7 +80,7 @@ class LocalBackend(Backend):
         ticket, self._tickets = self._tickets, self._tickets + 1
         self._asks[ticket] = _Waiting([None] * ask.k, ask.k)
         for copy, one in enumerate(ask.copies()):
-            record = Record(prompt, one.stream, min(ask.max_new_tokens, room), ask.stop_strings)
+            record = Record(prompt, one.stream, min(ask.max_new_tokens, left), ask.stop_strings)
             uniforms = UniformReader(one.stream) if decoder.random else None
             self._queue.append(Group(ticket, copy, decoder, [record], uniforms))
         return ticket
@@ -202,8 +198,8 @@ class LocalBackend(Backend):
         survivors: list[tuple[Record, int]] = []
         for origin, token in zip(origins, tokens, strict=True):
             beam = group.beams[origin].fork() if fork else group.beams[origin]
-            beam.tokens.append(records.token(start + origin, token, near_tie))
-            if self._on_token is not None and not fork:
+            beam.add(records.token(start + origin, token, near_tie))
+            if self._on_token is not None and group.decoder.width == 1:
                 self._on_token(group.ticket, group.copy, token)
             reason = beam.ending(self._lm)
             if reason is None:

@@ -31,7 +31,7 @@ class Group:
 
     @property
     def scores(self) -> list[float]:
-        return [sum(t.log_prob for t in beam.tokens) for beam in self.beams]
+        return [beam.log_prob for beam in self.beams]
 
     def best(self) -> Finished:
         """The most likely beam, billed for all beams, the dropped ones included."""

@@ -44,6 +44,12 @@ class Record:
     limit: int
     stop_strings: tuple[str, ...]
     tokens: list[TokenRecord] = field(default_factory=list)
+    log_prob: float = 0.0
+
+    def add(self, token: TokenRecord) -> None:
+        """Appends a token; `log_prob` is their running total."""
+        self.tokens.append(token)
+        self.log_prob += token.log_prob
 
     @property
     def token_ids(self) -> tuple[int, ...]:
@@ -60,7 +66,7 @@ class Record:
         return len(self.prompt) + len(self.tokens)
 
     def fork(self) -> Record:
-        return Record(self.prompt, self.stream, self.limit, self.stop_strings, list(self.tokens))
+        return Record(self.prompt, self.stream, self.limit, self.stop_strings, list(self.tokens), self.log_prob)
 
     def ending(self, lm: LanguageModel) -> str | None:
         """The finish reason, once there is one."""
