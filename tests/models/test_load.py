@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -43,7 +42,7 @@ def test_a_folder_gives_what_transformers_gives(folder: Path) -> None:
     logits = lm.step(state, torch.tensor(ids[-1:])).logits[0, 0]
     expected = AutoModelForCausalLM.from_pretrained(folder)(torch.tensor([ids])).logits[0, -1]
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
-    assert lm.capabilities == {ROUTING_NOISE}
+    assert ROUTING_NOISE in lm.capabilities
     assert lm.eos_ids == {1}
     assert lm.inspect_layers() == [f"model.layers.{i}.mlp.gate" for i in range(3)]
 
@@ -168,42 +167,6 @@ def test_a_model_in_training_mode_is_refused() -> None:
 def test_a_model_without_lm_head_is_refused() -> None:
     with pytest.raises(ModelError, match="has no lm_head"):
         wrap(tiny("olmoe").model)
-
-
-def test_layers_without_plain_keys_are_refused() -> None:
-    from transformers import Qwen3NextConfig, Qwen3NextForCausalLM
-
-    config = Qwen3NextConfig(vocab_size=101, hidden_size=32, num_hidden_layers=4, num_experts=4, intermediate_size=16)
-    with torch.device("meta"):
-        model = Qwen3NextForCausalLM(config).eval()
-    with pytest.raises(ModelError, match=r"(?s)not plain keys and values.*linear_attention"):
-        wrap(model)
-
-
-def test_latent_attention_is_refused() -> None:
-    """Its cache holds a compressed key, so keys and values of `kv_heads` heads would be billed in silence."""
-    from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
-
-    config = DeepseekV3Config(vocab_size=101, hidden_size=32, num_hidden_layers=2, first_k_dense_replace=0)
-    with torch.device("meta"):
-        model = DeepseekV3ForCausalLM(config).eval()
-    with pytest.raises(ModelError, match=r"(?s)not plain keys and values \(multi-head latent attention\).*fix: use"):
-        wrap(model)
-
-
-def test_routers_of_another_rule_have_no_noise() -> None:
-    model = tiny("olmoe")
-    router = model.model.layers[1].mlp.gate
-    forward = router.forward
-
-    def sigmoid_gates(hidden: torch.Tensor) -> Any:
-        logits, _, indices = forward(hidden)
-        return logits, logits.sigmoid().gather(-1, indices), indices
-
-    router.forward = sigmoid_gates
-    lm = wrap(model)
-    assert lm.capabilities == frozenset()
-    assert lm.lacks(ROUTING_NOISE) == "its routers (OlmoeTopKRouter) are not softmax routers"
 
 
 def test_experts_without_known_routers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -135,7 +135,7 @@ def test_every_row_at_tau_zero_is_the_model() -> None:
 
 
 def test_roe_on_a_dense_model_is_refused_by_name() -> None:
-    with pytest.raises(ts.CapabilityError, match=r"(?s)RoE.*dense model.*fix: on this model use Greedy"):
+    with pytest.raises(ts.CapabilityError, match=r"(?s)RoE.*dense model.*fix: on this model use MCDropout.*Greedy"):
         run(tiny("llama"), ts.Pipeline(ts.RoE(n=4)))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Int
 from torch import Tensor
@@ -14,10 +14,16 @@ from tokenscale.core.data import Prompt
 from tokenscale.core.plan import PLAIN, Routing, RowPlan
 from tokenscale.core.step import Step
 
+if TYPE_CHECKING:
+    from tokenscale.core.score import Score, Text
+    from tokenscale.core.stepped import Given, Outcome
+    from tokenscale.core.strategy import Aggregator, TokenProposer
+
 ROUTING_NOISE = "routing_noise"
 EXPERT_RANKS = "expert_ranks"
 DROPOUT = "dropout"
 EARLY_LAYERS = "early_layers"
+CLEAN_CURRENT_KV = "clean_current_kv"
 
 
 class State(ABC):
@@ -95,6 +101,46 @@ class LanguageModel(ABC):
         Cost: `shape.decode_flops([n], length + 1)` per sequence. Raises RoutingError where a router that
         should draw noise was not called.
         """
+
+    def score(
+        self,
+        texts: Sequence[Text],
+        proposer: TokenProposer | None = None,
+        aggregator: Aggregator | None = None,
+        *,
+        prompts: Sequence[Any] | None = None,
+        seed: int = 0,
+        max_memory_mb: int = 1024,
+        batch_size: int = 16,
+    ) -> list[Score]:
+        """The log-likelihood of texts (strings or token ids): what decoding would have said of their tokens.
+
+        `proposer` None is the model itself, `aggregator` None the proposer's own. Each text follows its
+        entry of `prompts` (strings, chats, token ids, Prompts), and without prompts all its tokens but the
+        first are scored. Noise at a position is what decoding the prompt with `seed` draws there; texts
+        behind one prompt share it. RoE over the clean cache runs T positions x n rows in one forward
+        where the model can, in chunks whose logits and attention scores take at most `max_memory_mb`; all
+        else is stepped, `batch_size` texts at once. Cost: see `Score`. Raises ArgumentError,
+        PromptError for texts without a token to score or longer than the context, CapabilityError.
+        """
+        from tokenscale.core.score import score  # it stands above this module
+
+        return score(
+            self,
+            texts,
+            proposer,
+            aggregator,
+            prompts=prompts,
+            seed=seed,
+            max_memory_mb=max_memory_mb,
+            batch_size=batch_size,
+        )
+
+    def forced(
+        self, texts: Sequence[Given], proposer: TokenProposer, aggregator: Aggregator, most_bytes: int
+    ) -> list[Outcome] | None:
+        """Scores texts in few forwards, each of many positions; None where they have to be stepped."""
+        return None
 
     def lacks(self, capability: str) -> str:
         """Why a capability is not among `capabilities`, as the end of a sentence."""

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from tokenscale.core.plan import PLAIN, RowPlan
 from tokenscale.models.clean_cache import CleanCache
 
 
@@ -21,19 +22,30 @@ def first_columns(cache: CleanCache, device: torch.device) -> Int[Tensor, " batc
 
 
 def row_mask(
-    cache: CleanCache, rows: int, window: int | None, device: torch.device
+    cache: CleanCache, rows: int, window: int | None, device: torch.device, plan: RowPlan = PLAIN
 ) -> Bool[Tensor, "batch queries keys"]:
-    """For `rows` query rows of the next position: each sees its sequence's past and itself, no other row.
+    """For `rows` query rows of one position: each sees its sequence's past and one key of the current token.
 
-    A window of w keys counts the query's own.
+    That key is its own, or row 0's, or where nothing is committed the stored one in the last column,
+    as the plan says; a row's own key is hidden where it sees another's. A window of w keys counts the
+    current token's.
     """
     frame = cache.frame
-    past = torch.arange(frame.start, frame.width, device=device)
-    seen = past >= first_columns(cache, device)[:, None]
+    current = frame.width if plan.commit else frame.width - 1
+    stored = torch.arange(frame.start, frame.width, device=device)
+    seen = (stored >= first_columns(cache, device)[:, None]) & (stored < current)
     if window is not None:
-        seen &= past > frame.width - window
-    own = torch.eye(rows, dtype=torch.bool, device=device).expand(frame.rows, rows, rows)
-    return torch.cat([seen[:, None].expand(frame.rows, rows, len(past)), own], dim=-1)
+        seen &= stored > current - window
+    clean = plan.current_kv == "clean"
+    if clean and not plan.commit:
+        seen |= stored == current
+    fresh = torch.eye(rows, dtype=torch.bool, device=device)
+    if clean:
+        fresh = torch.zeros_like(fresh)
+        fresh[:, 0] = plan.commit
+    return torch.cat(
+        [seen[:, None].expand(frame.rows, rows, len(stored)), fresh.expand(frame.rows, rows, rows)], dim=-1
+    )
 
 
 def prefill_mask(first: Int[Tensor, " batch"], length: int, window: int | None) -> Bool[Tensor, "batch queries keys"]:

@@ -1,36 +1,95 @@
-"""What a transformers model must be like for the clean cache and the bill; all else is refused by name."""
+"""Which cache form a transformers model takes, asked of its configuration, and what is refused by name."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from transformers import DynamicCache
+from transformers.cache_utils import (
+    DummyLayer,
+    DynamicIndexedLayer,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionAndSlidingWindowAttentionLayer,
+    LinearAttentionLayer,
+)
 
 from tokenscale.core.errors import ModelError
 
 ATTENTION_KINDS = {"full_attention", "sliding_attention"}
+PADDED = {
+    DummyLayer,
+    DynamicIndexedLayer,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionAndSlidingWindowAttentionLayer,
+    LinearAttentionLayer,
+}
+CACHES_OF_THEIR_OWN = {"minimax"}  # not told by the layers of a configuration
+MASKED = ("eager", "sdpa")  # implementations of attention that take a mask of ours
 
 
-def layer_windows(config: Any, name: str) -> list[int | None]:
-    """Each layer's sliding window, None for full attention; other layers are refused by name.
+@dataclass(frozen=True)
+class CacheForm:
+    """How a model runs the rows of a token, and why.
 
-    Latent attention too: it stores a compressed key, of which neither cost nor size is known here.
+    `windows` are those of its layers that attend to keys, None for all keys. `pads`: sequences of
+    different lengths can share a batch.
     """
+
+    name: Literal["query rows", "expanded"]
+    reason: str
+    windows: tuple[int | None, ...]
+    pads: bool = True
+
+
+def cache_form(config: Any, kind: type | None = None) -> CacheForm:
+    """The form of the model of a configuration; no weights are needed.
+
+    Query rows need layers that store plain keys and values and take a mask of ours, with one length of
+    sliding window. All others are expanded, and so is a model whose class, `kind`, transformers does not define.
+    """
+    config = config.get_text_config(decoder=True)
     layers = DynamicCache(config=config).layers
-    foreign = {type(layer).__name__ for layer in layers} - {"DynamicLayer", "DynamicSlidingWindowLayer"}
-    foreign |= set(getattr(config, "layer_types", None) or ()) - ATTENTION_KINDS
-    foreign |= {"multi-head latent attention"} if getattr(config, "kv_lora_rank", None) else set()
-    if foreign or not layers:
-        raise ModelError(
-            f"{name} has layers whose state is not plain keys and values ({', '.join(sorted(foreign)) or 'unknown'})",
-            "use a model of full and sliding-window attention layers; the others are not supported yet",
-        )
-    windows = [getattr(layer, "sliding_window", None) for layer in layers]
+    windows = tuple(getattr(layer, "sliding_window", None) for layer in layers if isinstance(layer, DynamicLayer))
+    if kind is not None and not any(base.__module__.startswith("transformers.models.") for base in kind.__mro__):
+        return CacheForm("expanded", f"transformers does not define {kind.__name__}", windows, pads=False)
+    if why := _why_not_query_rows(config, layers, windows):
+        return CacheForm("expanded", why, windows, _pads(config, layers))
+    return CacheForm("query rows", "all its layers store plain keys and values", windows)
+
+
+def _pads(config: Any, layers: Sequence[Any]) -> bool:
+    """Whether its layers leave padding on the left out of their states. Tested for each of these classes."""
+    known = all(type(layer) in PADDED for layer in layers)
+    return known and not _counts_positions(config) and config.model_type not in CACHES_OF_THEIR_OWN
+
+
+def _why_not_query_rows(config: Any, layers: Sequence[Any], windows: Sequence[int | None]) -> str:
+    foreign = {type(layer).__name__ for layer in layers if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer)}
+    if foreign:
+        return f"it has layers whose state is not plain keys and values ({', '.join(sorted(foreign))})"
+    kinds = set(getattr(config, "layer_types", None) or ()) - ATTENTION_KINDS
+    if kinds:
+        return f"it has layers of another kind than full and sliding attention ({', '.join(sorted(kinds))})"
     if len({w for w in windows if w is not None}) > 1:
-        raise ModelError(f"{name} has sliding windows of several lengths", "use a model with one length of window")
-    return windows
+        return "it has sliding windows of several lengths"
+    attention = getattr(config, "_attn_implementation", None)
+    if attention is not None and attention not in MASKED:
+        return f"{attention} attention takes no mask of ours; sdpa and eager attention do"
+    if _counts_positions(config):
+        return "its attention counts a token's position from the cache"
+    return ""
+
+
+def _counts_positions(config: Any) -> bool:
+    """Whether queries are scaled by a position that is not the one we give (Llama 4)."""
+    return bool(getattr(config, "attn_temperature_tuning", False))
 
 
 def refuse_hidden_experts(config: Any, routers: Sequence[Any], name: str) -> None:

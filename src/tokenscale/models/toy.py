@@ -15,7 +15,15 @@ from torch import Tensor
 from tokenscale.core.cost import Prefill
 from tokenscale.core.data import Prompt
 from tokenscale.core.errors import CapabilityError, ModelError, PromptError, at_least
-from tokenscale.core.model import DROPOUT, EARLY_LAYERS, EXPERT_RANKS, ROUTING_NOISE, LanguageModel, State
+from tokenscale.core.model import (
+    CLEAN_CURRENT_KV,
+    DROPOUT,
+    EARLY_LAYERS,
+    EXPERT_RANKS,
+    ROUTING_NOISE,
+    LanguageModel,
+    State,
+)
 from tokenscale.core.plan import PLAIN, Dropout, Routing, RowPlan
 from tokenscale.core.step import Step
 from tokenscale.models.toy_parts import (
@@ -74,7 +82,7 @@ class ToyModel(LanguageModel):
         self.context_length, self.top_k, self.sharpness = context_length, top_k, sharpness
         self.eos_ids, self.suppressed_ids = frozenset({END}), frozenset(suppressed_ids)
         self.capabilities = frozenset(
-            {DROPOUT, EARLY_LAYERS} | ({ROUTING_NOISE, EXPERT_RANKS} if moe_layers else set())
+            {DROPOUT, EARLY_LAYERS, CLEAN_CURRENT_KV} | ({ROUTING_NOISE, EXPERT_RANKS} if moe_layers else set())
         )
         self.layers, self.hidden_size = moe_layers + 1, width
         self.sampling_defaults = {}
