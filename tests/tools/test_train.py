@@ -59,6 +59,13 @@ def test_only_what_is_still_to_come_may_change(tokenizer_folder, tmp_path):
             Run(other, 0, 0.0, tokenizer_folder).load(tmp_path / "checkpoint-one.pt")
 
 
+def test_a_checkpoint_of_another_seed_or_noise_is_refused(tokenizer_folder, tmp_path):
+    train(Run(RECIPE, 0, 0.3, tokenizer_folder), tmp_path, 2)
+    for seed, scale, named in ((1, 0.3, "seed is 0"), (0, 0.0, "scale is 0.3")):
+        with pytest.raises(ValueError, match=f"the checkpoint's {named}, .* train from the start"):
+            Run(RECIPE, seed, scale, tokenizer_folder).load(tmp_path / "checkpoint.pt")
+
+
 def test_a_run_depends_on_its_seed_and_on_noise(tokenizer_folder, tmp_path):
     weights = []
     for seed, scale in ((0, 0.0), (1, 0.0), (0, 0.3)):

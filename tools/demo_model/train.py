@@ -135,13 +135,18 @@ class Run:
             "noise": self.noise.get_state(),
             "counters": (self.step, self.tokens, self.seconds, self.curve),
             "recipe": asdict(self.recipe),
+            "seed": self.seed,
+            "scale": self.scale,
         }
         torch.save(state, path.with_suffix(".tmp"))
         path.with_suffix(".tmp").replace(path)
 
     def load(self, path: Path) -> None:
-        """Restores a checkpoint."""
+        """Restores a checkpoint. Raises ValueError for one of another seed, noise or past."""
         state = torch.load(path, weights_only=True)
+        for key, now in (("seed", self.seed), ("scale", self.scale)):
+            if state.get(key, now) != now:  # absent from the first checkpoints
+                raise ValueError(f"the checkpoint's {key} is {state[key]}, this run's is {now}: train from the start")
         check_same_past(state["recipe"], self.recipe, state["counters"][0])
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
