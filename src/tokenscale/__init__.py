@@ -44,6 +44,9 @@ if TYPE_CHECKING:
     from tokenscale.core.plan import Dropout as Dropout
     from tokenscale.core.plan import Routing as Routing
     from tokenscale.core.plan import RowPlan as RowPlan
+    from tokenscale.core.score import Chosen as Chosen
+    from tokenscale.core.score import Score as Score
+    from tokenscale.core.score import choose_option as choose_option
     from tokenscale.core.step import Step as Step
     from tokenscale.core.step import Work as Work
     from tokenscale.core.strategy import Aggregator as Aggregator
@@ -103,6 +106,7 @@ _HOMES = {
     "TokenscaleError TokenscaleWarning UnknownNameError",
     "core.model": "LanguageModel ROUTING_NOISE State",
     "core.plan": "Dropout Routing RowPlan",
+    "core.score": "Chosen Score choose_option",
     "core.step": "Step Work",
     "core.noise": "Stream",
     "core.strategy": "Aggregator Asks Choice Decoder Kind Proposals Rows SequenceStrategy Stage TokenProposer "

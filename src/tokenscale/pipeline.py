@@ -17,6 +17,7 @@ from tokenscale.core.decode import LocalBackend, LogitsProcessor, OnToken
 from tokenscale.core.errors import ArgumentError, CapabilityError, PipelineError, at_least
 from tokenscale.core.model import LanguageModel
 from tokenscale.core.run import run_problems
+from tokenscale.core.score import set_plain
 from tokenscale.core.strategy import (
     ONE_PLACE,
     Aggregator,
@@ -195,6 +196,7 @@ class Pipeline(Composable):
 
 
 set_composer(lambda inner, outer: Pipeline(inner, outer))
+set_plain(Plain)
 
 
 def _flattened(stages: Iterable[object]) -> list[Stage]:

@@ -21,6 +21,7 @@ from tokenscale.core.data import Ask, Candidate, RoutingStats
 from tokenscale.core.errors import PipelineError
 from tokenscale.core.model import LanguageModel, State
 from tokenscale.core.noise import Stream
+from tokenscale.core.plan import RowPlan
 from tokenscale.core.step import Work
 
 
@@ -149,6 +150,11 @@ class TokenProposer(Stage):
         return False
 
     @property
+    def clean_row(self) -> bool:
+        """Whether row 0 is the model's own distribution."""
+        return False
+
+    @property
     @abstractmethod
     def default_aggregator(self) -> Aggregator:
         """What joins the rows where the pipeline names no aggregator."""
@@ -175,6 +181,17 @@ class TokenProposer(Stage):
         The last prompt token is the first argument of `propose`, so every distribution, the first
         included, comes from there. `streams[b]` is the source of sequence b's noise.
         """
+
+    def row_plan(
+        self, lm: LanguageModel, stream: Stream, prompt_tokens: int, positions: range
+    ) -> tuple[RowPlan, Bool[Tensor, "positions rows"] | None] | None:
+        """How the tokens at `positions` of one text are run over its clean cache, and which rows count (None: all).
+
+        The batch of the plan are the positions, the one at `prompt_tokens` - 1 being the first that is proposed
+        for; row 0 is the clean row. What `propose` would run, in other words. None, where rows need anything
+        else (caches of their own, say): such text is scored step by step.
+        """
+        return None
 
 
 @dataclass(frozen=True)

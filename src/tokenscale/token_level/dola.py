@@ -46,6 +46,10 @@ class DoLa(TokenProposer):
         object.__setattr__(self, "layers", layers)
 
     @property
+    def clean_row(self) -> bool:
+        return True
+
+    @property
     def default_aggregator(self) -> Aggregator:
         return DoLaContrast()
 

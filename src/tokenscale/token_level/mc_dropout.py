@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from tokenscale.core.errors import ArgumentError, at_least, finite
@@ -16,7 +17,7 @@ from tokenscale.core.noise import DROPOUT_DOMAIN, RowNoiseReader, Stream
 from tokenscale.core.plan import Dropout, RowPlan
 from tokenscale.core.strategy import Aggregator, Proposals, TokenProposer, start_all
 from tokenscale.token_level.aggregators import MeanProbability
-from tokenscale.token_level.one_cache import OneCacheProposals, RowRule
+from tokenscale.token_level.one_cache import OneCacheProposals, RowRule, forced_plan
 from tokenscale.token_level.options import require
 from tokenscale.token_level.plain import Plain
 
@@ -51,6 +52,10 @@ class MCDropout(TokenProposer):
         return self.n > 1 and self.rate > 0
 
     @property
+    def clean_row(self) -> bool:
+        return True
+
+    @property
     def default_aggregator(self) -> Aggregator:
         return MeanProbability()
 
@@ -63,6 +68,14 @@ class MCDropout(TokenProposer):
             return Plain().start(lm, prompts, streams)
         readers = [RowNoiseReader(s, DROPOUT_DOMAIN, self.n - 1, lm.layers, lm.hidden_size) for s in streams]
         return OneCacheProposals(lm, Masks(self.rate), *start_all(lm, prompts), readers)
+
+    def row_plan(
+        self, lm: LanguageModel, stream: Stream, prompt_tokens: int, positions: range
+    ) -> tuple[RowPlan, Bool[Tensor, "positions rows"] | None] | None:
+        if not self.random:
+            return Plain().row_plan(lm, stream, prompt_tokens, positions)
+        reader = RowNoiseReader(stream, DROPOUT_DOMAIN, self.n - 1, lm.layers, lm.hidden_size)
+        return forced_plan(Masks(self.rate), reader, prompt_tokens, positions)
 
 
 @dataclass(frozen=True)

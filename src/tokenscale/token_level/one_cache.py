@@ -47,6 +47,14 @@ class SameRows(RowRule):
         return self.fixed
 
 
+def forced_plan(
+    rule: RowRule, reader: RowNoiseReader | None, prompt_tokens: int, positions: range
+) -> tuple[RowPlan, Bool[Tensor, "positions rows"] | None]:
+    """What `OneCacheProposals` runs for the tokens at `positions` of one text; see `TokenProposer.row_plan`."""
+    readers = [] if reader is None else [reader] * len(positions)
+    return rule.plan(readers, positions), rule.valid([position == prompt_tokens - 1 for position in positions])
+
+
 class OneCacheProposals(Proposals):
     """A cache, a rule, and a source of noise per sequence (forks of a sequence share theirs).
 

@@ -20,7 +20,7 @@ from tokenscale.core.model import LanguageModel
 from tokenscale.core.noise import RowNoiseReader, Stream
 from tokenscale.core.plan import RowPlan
 from tokenscale.core.strategy import Proposals, start_all
-from tokenscale.token_level.one_cache import OneCacheProposals, RowRule
+from tokenscale.token_level.one_cache import OneCacheProposals, RowRule, forced_plan
 from tokenscale.token_level.options import one_of
 from tokenscale.token_level.plain import Plain
 from tokenscale.token_level.private_cache import PrivateCacheProposals, start_copies, start_noisy
@@ -83,6 +83,17 @@ class RoE(NoisyRows):
         else:
             started = start_copies(lm, prompts, self.n)
         return PrivateCacheProposals(lm, *started, noise, readers, self.first_token == "clean")
+
+    def row_plan(
+        self, lm: LanguageModel, stream: Stream, prompt_tokens: int, positions: range
+    ) -> tuple[RowPlan, Bool[Tensor, "positions rows"] | None] | None:
+        if not self.random:
+            return Plain().row_plan(lm, stream, prompt_tokens, positions)
+        if self.cache == "private":
+            return None
+        noise = self.routing_noise(lm)
+        rule = Samples(noise, self.current_kv, self.first_token == "clean")
+        return forced_plan(rule, noise.reader(stream), prompt_tokens, positions)
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,10 @@ class NoisyRows(TokenProposer):
         return tuple(self.tau) if isinstance(self.tau, list | tuple) else (self.tau,)  # type: ignore[return-value]
 
     @property
+    def clean_row(self) -> bool:
+        return True
+
+    @property
     def default_aggregator(self) -> Aggregator:
         return MeanProbability()
 

@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from jaxtyping import Bool
+from torch import Tensor
+
 from tokenscale.core.errors import ArgumentError, at_least
 from tokenscale.core.model import EXPERT_RANKS, LanguageModel
 from tokenscale.core.noise import Stream
 from tokenscale.core.plan import Routing, RowPlan
 from tokenscale.core.strategy import Aggregator, Proposals, TokenProposer
 from tokenscale.token_level.aggregators import ContrastRows
-from tokenscale.token_level.one_cache import OneCacheProposals, SameRows
+from tokenscale.token_level.one_cache import OneCacheProposals, SameRows, forced_plan
 from tokenscale.token_level.options import one_of, require
 from tokenscale.token_level.ranks import Ranks, check_rank, start_ranked
 from tokenscale.token_level.side_by_side import SideBySide
@@ -50,6 +53,10 @@ class SCMoE(TokenProposer):
         one_of("SCMoE", "cache", self.cache, ("clean", "private"))
 
     @property
+    def clean_row(self) -> bool:
+        return isinstance(self.strong, str)
+
+    @property
     def default_aggregator(self) -> Aggregator:
         return ContrastRows(beta=0.5, alpha=0.1)
 
@@ -70,6 +77,13 @@ class SCMoE(TokenProposer):
             both = SameRows(RowPlan(2, Routing(ranks=(strong, weak))))
             return OneCacheProposals(lm, both, *start_ranked(lm, prompts, strong))
         return SideBySide([_alone(lm, prompts, ranks) for ranks in (strong, weak)])
+
+    def row_plan(
+        self, lm: LanguageModel, stream: Stream, prompt_tokens: int, positions: range
+    ) -> tuple[RowPlan, Bool[Tensor, "positions rows"] | None] | None:
+        if self.cache == "private" or not self.clean_row:
+            return None  # the stored keys are not those of the model's own routing
+        return forced_plan(SameRows(RowPlan(2, Routing(ranks=self._ranks))), None, prompt_tokens, positions)
 
 
 def _alone(lm: LanguageModel, prompts: Sequence[tuple[int, ...]], ranks: Ranks | None) -> Proposals:

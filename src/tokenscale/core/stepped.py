@@ -1,0 +1,121 @@
+"""Given tokens fed to a proposer one after the other: the log-likelihood of a text by any proposer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tokenscale.core.cost import Cached, Cost, Lane, Ledger, ModelShape, Packed, Ran, Usage, popcount
+from tokenscale.core.model import LanguageModel
+from tokenscale.core.noise import Stream
+from tokenscale.core.record import StepRecords, TokenRecord
+from tokenscale.core.strategy import Aggregator, TokenProposer
+
+
+@dataclass(frozen=True)
+class Given:
+    """A text to score: `ids` behind `prompt`, which has at least one token; the noise comes from `stream`."""
+
+    prompt: tuple[int, ...]
+    ids: tuple[int, ...]
+    stream: Stream
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What scoring one text gave. `log_probs` and `clean_log_probs` have one entry per token of `Given.ids`."""
+
+    log_probs: tuple[float, ...]
+    clean_log_probs: tuple[float, ...] | None
+    fallbacks: int
+    cost: Cost
+
+
+@dataclass
+class _Growing:
+    """A text while it is stepped."""
+
+    given: Given
+    cached: tuple[Cached, ...]
+    tokens: list[TokenRecord] = field(default_factory=list)
+    clean: list[float] = field(default_factory=list)
+    ran: list[list[Ran]] = field(default_factory=list)
+
+    @property
+    def last(self) -> int:
+        """The token to feed next."""
+        return self.given.ids[len(self.tokens) - 1] if self.tokens else self.given.prompt[-1]
+
+    @property
+    def missing(self) -> bool:
+        return len(self.tokens) < len(self.given.ids)
+
+    def add(self, records: StepRecords, place: int, clean: Float[Tensor, "batch vocab"] | None) -> None:
+        """The next token's log-probability, and what was run for it."""
+        token = self.given.ids[len(self.tokens)]
+        self.tokens.append(records.token(place, token, near_tie=False))
+        self.ran.append(records.ran(place, place + 1)[1])
+        if clean is not None:
+            self.clean.append(float(clean[place, token]))
+
+    def outcome(self) -> Outcome:
+        lanes = [Lane.of(cached, [step[i] for step in self.ran], ()) for i, cached in enumerate(self.cached)]
+        ledger = Ledger()
+        ledger.add([Usage(tuple(lanes))], start=0)
+        return Outcome(
+            tuple(token.log_prob for token in self.tokens),
+            tuple(self.clean) or None,
+            sum(token.fell_back for token in self.tokens),
+            ledger.bill(),
+        )
+
+
+def stepped(
+    lm: LanguageModel, texts: Sequence[Given], proposer: TokenProposer, aggregator: Aggregator, batch_size: int
+) -> list[Outcome]:
+    """Texts of any proposer, token by token, `batch_size` at once. Costs what decoding them would."""
+    outcomes: dict[int, Outcome] = {}
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i].ids))
+    for start in range(0, len(order), batch_size):
+        members = order[start : start + batch_size]
+        found = _stepped_together(lm, [texts[i] for i in members], proposer, aggregator)
+        outcomes.update(zip(members, found, strict=True))
+    return [outcomes[i] for i in range(len(texts))]
+
+
+def _stepped_together(
+    lm: LanguageModel, texts: Sequence[Given], proposer: TokenProposer, aggregator: Aggregator
+) -> list[Outcome]:
+    proposals = proposer.start(lm, [t.prompt for t in texts], [t.stream for t in texts])
+    growing = [_Growing(text, cached) for text, cached in zip(texts, proposals.cached, strict=True)]
+    live = growing
+    while live:
+        rows, works = proposals.propose(torch.tensor([text.last for text in live]))
+        log_probs, fell_back = aggregator.aggregate(rows).cpu(), aggregator.fell_back(rows).tolist()
+        records = StepRecords(rows, works, live[0].cached, log_probs, fell_back, trace=False)
+        clean = torch.log_softmax(rows.logits[:, 0].float(), -1).cpu() if proposer.clean_row else None
+        for place, text in enumerate(live):
+            text.add(records, place, clean)
+        going = [place for place, text in enumerate(live) if text.missing]
+        if going and len(going) < len(live):
+            proposals = proposals.select(going)
+        live = [live[place] for place in going]
+    return [text.outcome() for text in growing]
+
+
+def forced_cost(shape: ModelShape, prompt_tokens: int, rows: Sequence[int], runs: int, experts: Packed) -> Cost:
+    """The bill of `rows[i]` rows of the token at position `prompt_tokens` - 1 + i, and of the prompt, in one forward.
+
+    FLOPs are those of stepping: a row sees the keys before it and its own. Weights are read once, experts
+    in the union (`experts`) over all rows; keys and values made in the forward are not read back, as in
+    a prefill. `runs` counts the products of a row with an expert, the prompt's included. A forward cut
+    into chunks for want of memory is billed the same.
+    """
+    before, loads = prompt_tokens - 1, popcount(experts)
+    flops = shape.prefill_flops(before, 0) + shape.decode_flops(rows, prompt_tokens, runs=[runs])
+    read = shape.dense_bytes + loads * shape.expert_bytes
+    return Cost(flops, read, loads, prompt_tokens, new_tokens=len(rows), rows=sum(rows), sequential_steps=1)
