@@ -12,7 +12,7 @@ from scipy import stats
 
 from tokenscale.core.noise import Stream
 from tokenscale.core.plan import Routing
-from tokenscale.token_level.roe_noise import KINDS, LARGEST, RoutingNoise, as_sequences, rows_of, standard
+from tokenscale.token_level.roe_noise import KINDS, RoutingNoise, as_sequences, rows_of, standard
 
 GUMBEL = stats.gumbel_r()
 GAUSSIAN = stats.norm(scale=np.pi / np.sqrt(6))
@@ -50,8 +50,21 @@ def test_antithetic_rows_are_pairs_of_opposites() -> None:
         paired = one // 2 == other // 2
         # An independent pair's correlation over 2,000 numbers has standard deviation 0.022.
         assert (correlation < -0.5) if paired else abs(correlation) < 0.1
-    steps = np.array([0, 1, 2**23, 2**24 - 1])
-    assert ((LARGEST - steps.astype(np.float32) * np.float32(2.0**-24)) * 2.0**24 == 2**24 - 1 - steps).all()
+
+
+def test_opposites_of_all_multiples_are_all_multiples() -> None:
+    """k of the 2^24 numbers has the opposite 2^24 - 1 - k, so the law is kept to the last bit, the ends included."""
+    steps = np.array([0, 1, 2**23, 2**24 - 1], np.float32) * np.float32(2.0**-24)
+
+    class Ends:
+        def at(self, position: int) -> np.ndarray:
+            return steps[None, None]
+
+    noise = RoutingNoise((1.0,), experts=4, rows=2, kind="antithetic").step([Ends()], [0]).noise  # type: ignore[list-item]
+    assert noise is not None
+    assert torch.equal(noise[0, 0, 1], standard("gumbel", torch.from_numpy(steps)))
+    mirrored = np.array([2**24 - 1, 2**24 - 2, 2**23 - 1, 0], np.float32) * np.float32(2.0**-24)
+    assert torch.equal(noise[0, 0, 2], standard("gumbel", torch.from_numpy(mirrored)))
 
 
 @pytest.mark.parametrize("kind", KINDS)
