@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from tokenscale.core.cost import popcount
-from tokenscale.core.data import Candidate, Prompt
+from tokenscale.core.data import Ask, Candidate, Prompt
 from tokenscale.core.noise import Stream, UniformReader, prompt_key
-from tokenscale.core.strategy import Stage
+from tokenscale.core.strategy import Asks, Kind, SequenceStrategy, Stage
 from tokenscale.models.toy import ToyModel
 from tokenscale.pipeline import Pipeline
 from tokenscale.sequence_level.answers import extract
@@ -176,6 +176,21 @@ def test_notes_say_when_chance_changes_nothing(decoder: Stage, tau: float, expec
     # Without a vote there is nothing to compare.
     [single] = Pipeline(RoE(n=2, tau=1.0), Greedy()).run(TOY, ["Q: 1"], max_new_tokens=8)
     assert single.notes == ()
+
+
+@dataclass(frozen=True)
+class Proved(SequenceStrategy):
+    """A search that knows its answer, which no text says."""
+
+    kind = Kind.SEARCH
+
+    def solve(self, ask: Ask) -> Asks:
+        [candidates] = yield [ask]
+        return [replace(candidates[0], answer="proved")]
+
+
+def test_an_answer_that_a_search_found_is_kept() -> None:
+    assert [r.answer for r in Pipeline(Proved()).run(TOY, ["7 = 7"], max_new_tokens=4)] == ["proved"]
 
 
 def test_without_a_vote_the_answer_is_the_texts_number() -> None:

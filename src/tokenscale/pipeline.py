@@ -186,12 +186,12 @@ class Pipeline(Composable):
         return [self.with_notes(result) for result in results]
 
     def with_notes(self, result: Result) -> Result:
-        """A result of this pipeline with the token level's notes and, where nothing was voted, the text's number."""
+        """The result with the token level's notes and, where no stage chose or found an answer, the text's number."""
         notes = self.proposer.notes(result.routing)
         if not self.decoder.random and len(result.candidates) > 1:
             notes += _alike(result, self)
-        voted = any(stage.kind is Kind.CHOOSING for stage in self.strategies)
-        answer = result.answer if voted else extract(result.text)
+        found = result.answer is not None or any(stage.kind is Kind.CHOOSING for stage in self.strategies)
+        answer = result.answer if found else extract(result.text)
         return replace(result, answer=answer, notes=(*result.notes, *notes))
 
 

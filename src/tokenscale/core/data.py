@@ -229,7 +229,7 @@ class Candidate:
 class Result:
     """What a pipeline says to one prompt.
 
-    `text` is the winner's, and so is `answer` where there was a vote; else it is the text's number.
+    `text` is the winner's, and so is `answer` where a stage chose or found one; else it is the text's number.
     `candidates` are all that were sampled; `votes` pairs each answer with its weight, heaviest first;
     `cost` is the problem's whole bill in the scenario "alone" (see `core.cost`); `routing` sums over
     candidates; `notes` are warnings in plain words.
