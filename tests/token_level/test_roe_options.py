@@ -10,7 +10,8 @@ import pytest
 from tests.token_level.sequential import LM, assert_same, proposed, roe_rows
 from tokenscale import dsl
 from tokenscale.core.data import RoutingStats
-from tokenscale.core.errors import ArgumentError
+from tokenscale.core.errors import ArgumentError, CapabilityError
+from tokenscale.core.model import CLEAN_CURRENT_KV
 from tokenscale.models.toy import ToyModel
 from tokenscale.pipeline import Pipeline
 from tokenscale.testing import check_proposer
@@ -124,6 +125,16 @@ def test_ranks_that_leave_nothing_to_choose_are_refused(options: dict[str, Any],
     RoE(1, **options).check(LM)
     with pytest.raises(ArgumentError, match="fix: leave it out"):
         RoE(4, keep_head=1).check(ToyModel(top_k=1))
+
+
+def test_a_model_whose_rows_see_their_own_key_alone_is_refused() -> None:
+    other = ToyModel()
+    other.capabilities -= {CLEAN_CURRENT_KV}
+    RoE(4).check(other)
+    with pytest.raises(
+        CapabilityError, match=r"RoE\(current_kv='clean'\) shows every row the clean row's key, which toy"
+    ):
+        RoE(4, current_kv="clean").check(other)
 
 
 def profile(folder: Path, text: str) -> str:

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from tokenscale.core.data import RoutingStats
 from tokenscale.core.errors import ArgumentError, at_least, finite
-from tokenscale.core.model import ROUTING_NOISE, LanguageModel
+from tokenscale.core.model import CLEAN_CURRENT_KV, ROUTING_NOISE, LanguageModel
 from tokenscale.core.plan import Routing
 from tokenscale.core.strategy import Aggregator, TokenProposer
 from tokenscale.token_level.aggregators import MeanProbability
@@ -104,6 +104,8 @@ class NoisyRows(TokenProposer):
     def check(self, lm: LanguageModel) -> None:
         name = type(self).__name__
         require(lm, name, ROUTING_NOISE, "changes what routers choose")
+        if self.current_kv == "clean":
+            require(lm, f"{name}(current_kv='clean')", CLEAN_CURRENT_KV, "shows every row the clean row's key")
         self._check_layers(name, lm)
         if self.random and self.weights == "original":
             self._check_ranks(name, lm)
