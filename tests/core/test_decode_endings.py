@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,9 @@ from tokenscale.core.model import State
 from tokenscale.core.plan import PLAIN, RowPlan
 from tokenscale.core.step import Step
 from tokenscale.models.toy import ToyModel
+from tokenscale.token_level.aggregators import TokenVote
 from tokenscale.token_level.decoders import Sample
+from tokenscale.token_level.plain import Plain
 
 
 def test_the_end_token_ends_a_candidate(run: Any) -> None:
@@ -83,8 +85,22 @@ def test_processors_see_the_ids_and_change_what_is_chosen(run: Any, lm: ToyModel
 
 
 def test_processors_that_allow_nothing_are_refused(run: Any) -> None:
-    with pytest.raises(PipelineError, match="the logits processors left no token to choose"):
+    with pytest.raises(PipelineError, match="logits processors left no token to choose"):
         run([ask()], processor=lambda ids, scores: torch.full_like(scores, float("-inf")))
+
+
+def test_an_aggregator_that_leaves_suppressed_tokens_alone_is_refused(run: Any) -> None:
+    """A vote of one row allows its favourite only, and that one is never to be generated."""
+
+    @dataclass(frozen=True)
+    class Voted(Plain):
+        """The model with a vote as its aggregator."""
+
+        default_aggregator = TokenVote(0.0)
+
+    favourite = int(ToyModel().exact_log_probs(PROMPTS[0]).argmax())
+    with pytest.raises(PipelineError, match="suppressed tokens and logits processors left no token"):
+        run([ask(PROMPTS[0])], proposer=Voted(), model=ToyModel(suppressed_ids=[favourite]))
 
 
 def test_logits_that_are_not_numbers_are_refused(run: Any) -> None:

@@ -151,13 +151,17 @@ class LocalBackend(Backend):
         allowed = log_probs
         if len(self._suppressed):
             allowed = allowed.index_fill(-1, self._suppressed, float("-inf"))
-        if self._processor is None:
-            return allowed
-        ids = [torch.tensor([b.prompt + b.token_ids]) for b in beams]
-        allowed = torch.cat([self._processor(i, row[None].clone()) for i, row in zip(ids, allowed, strict=True)])
-        if allowed.isneginf().all(-1).any():
-            raise PipelineError("the logits processors left no token to choose", "drop one, or let it allow more")
+        if self._processor is not None:
+            allowed = self._processed(beams, allowed)
+        if allowed is not log_probs and allowed.isneginf().all(-1).any():
+            message = "suppressed tokens and logits processors left no token to choose"
+            raise PipelineError(message, "drop a processor, or use an aggregator that allows more tokens")
         return allowed
+
+    def _processed(self, beams: list[Record], allowed: Float[Tensor, "beams vocab"]) -> Float[Tensor, "beams vocab"]:
+        assert self._processor is not None
+        ids = [torch.tensor([b.prompt + b.token_ids]) for b in beams]
+        return torch.cat([self._processor(i, row[None].clone()) for i, row in zip(ids, allowed, strict=True)])
 
     def _choose(self, allowed: Float[Tensor, "beams vocab"]) -> Iterable[tuple[list[int], list[int], float]]:
         """(parents, tokens, margin) per group; groups of one decoder and beam count are chosen together."""
