@@ -7,6 +7,7 @@ from transformers import DynamicCache
 from tools.demo_model.model import build, install_routers
 from tools.demo_text.held_out import Block, plain_log_probs
 from tools.demo_text.reference import measure, row_log_probs, row_mask, with_more_experts
+from tools.demo_text.temperature import losses_by_temperature
 
 BLOCKS = [Block(0, (1, 5, 6, 9, 40, 7, 7)), Block(1, (1, 8))]
 
@@ -84,3 +85,11 @@ def test_one_expert_more_is_a_model_configured_so(model):
         layer.mlp.gate.top_k = 9
     assert found == pytest.approx([-sum(scores) for scores in plain_log_probs(other, BLOCKS)], abs=1e-4)
     assert all(router.top_k == 8 for router in routers)
+
+
+def test_losses_by_temperature_are_those_of_divided_logits(model):
+    install_routers(model, 0.0, torch.Generator())
+    found = losses_by_temperature(model, BLOCKS)
+    assert found[1.0] == pytest.approx([-sum(scores) for scores in plain_log_probs(model, BLOCKS)], abs=1e-4)
+    logits = model(input_ids=torch.tensor([BLOCKS[1].ids])).logits[0, 0].double() / 1.3
+    assert found[1.3][1] == pytest.approx((logits.logsumexp(0) - logits[8]).item(), abs=1e-5)

@@ -18,7 +18,7 @@ from tools.demo_text.evaluate import (
 )
 from tools.demo_text.held_out import Block
 from tools.demo_text.picture import draw, line
-from tools.demo_text.results import NAMES, change, table
+from tools.demo_text.results import NAMES, change, table, temperature
 
 BLOCKS = [Block(0, (1, 5, 6)), Block(0, (1, 7)), Block(1, (1, 8, 9))]
 
@@ -113,3 +113,10 @@ def test_the_picture_is_drawn_from_the_table_and_always_the_same(tmp_path):
         draw({name: {"reference": test} for name in NAMES}, tmp_path / name)
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
     assert "n = 16" in (tmp_path / "a.svg").read_text()
+
+
+def test_a_temperature_is_reported_as_a_change():
+    found = temperature(
+        {"losses": [2.0, 4.0], "clean_losses": [3.0, 5.0], "temperature": 1.1, "data_sha256": {}}, [1, 1]
+    )
+    assert found == {"data_sha256": {}, "temperature": 1.1, "change": -1.0, "half_width": 0.0}

@@ -59,7 +59,8 @@ With `current_kv="clean"` and n = 8:
 
 {clean_table}
 
-One expert more in every layer (top-9) without noise changes the loss by {more}.
+For comparison, without noise: one expert more in every layer (top-9) changes the loss by {more}, and a
+temperature of {temperature:g}, chosen on the validation split, by {warm}.
 
 {storage}
 
@@ -90,10 +91,11 @@ def figure(row: dict) -> str:
 
 
 def table(test: dict, current_kv: str, counts: tuple[int, ...]) -> str:
-    """One line an n, one column a tau."""
+    """One line an n, one column a tau that was run."""
     found = cells(test, current_kv)
-    lines = ["| n | " + " | ".join(f"tau {tau}" for tau in TAUS) + " |", "|---" * (1 + len(TAUS)) + "|"]
-    lines += [f"| {n} | " + " | ".join(figure(found[n, tau]) for tau in TAUS) + " |" for n in counts]
+    taus = sorted({tau for _, tau in found})
+    lines = ["| n | " + " | ".join(f"tau {tau}" for tau in taus) + " |", "|---" * (1 + len(taus)) + "|"]
+    lines += [f"| {n} | " + " | ".join(figure(found[n, tau]) for tau in taus) + " |" for n in counts]
     return "\n".join(lines)
 
 
@@ -149,6 +151,8 @@ def card(results: dict[str, dict], name: str, vocabulary: int) -> str:
         best=best(test),
         clean_table=table(test, "clean", (8,)),
         more=figure(test["one_expert_more"]),
+        temperature=results[name]["temperature"]["temperature"],
+        warm=figure(results[name]["temperature"]),
         storage=storage(results[name]["float16"]),
         lesson=LESSON,
     )

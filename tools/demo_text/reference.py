@@ -102,9 +102,9 @@ def rows(losses: dict[int, list[float]], tau: float, current_kv: str, seconds: f
     return found
 
 
-def mean_losses(report: dict) -> list[float]:
-    """Nats per token of each row."""
-    return [round(sum(row["losses"]) / sum(report["tokens"]), 4) for row in report["rows"]]
+def mean_loss_of(losses: list[float], tokens: list[int]) -> float:
+    """Nats per token, rounded for the log."""
+    return round(sum(losses) / sum(tokens), 4)
 
 
 def main() -> None:
@@ -132,7 +132,7 @@ def main() -> None:
         losses = measure(model, routers, found, tau, current_kv, n)
         seconds = round(time.monotonic() - before, 1)
         report["rows"] += rows(losses, tau, current_kv, seconds, first=not report["rows"])
-        print(report["rows"][-1]["seconds"], mean_losses(report)[-len(losses) :], flush=True)
+        print(current_kv, tau, {m: mean_loss_of(losses[m], head["tokens"]) for m in losses}, f"{seconds} s", flush=True)
         options.out.write_text(json.dumps(report))
     if "one_expert_more" not in report:
         report["one_expert_more"] = with_more_experts(model, routers, found)

@@ -12,7 +12,7 @@ from tools.demo_model.results import machine
 
 RESULTS = Path(__file__).parent / "results.json"
 NAMES = ("demo-text", "demo-text-noisy")
-PARTS = ("summary", "float16", "reference", "library")
+PARTS = ("summary", "float16", "temperature", "reference", "library")
 CONFIDENCE_95 = 1.959964  # standard errors
 
 
@@ -50,6 +50,13 @@ def table(report: dict) -> dict:
     return found
 
 
+def temperature(report: dict, tokens: list[int]) -> dict:
+    """A temperature's change of the test loss."""
+    mean, half = change(report["losses"], report["clean_losses"], tokens)
+    kept = {key: report[key] for key in ("data_sha256", "temperature")}
+    return {**kept, "change": mean, "half_width": half}
+
+
 def gather(runs: Path) -> dict[str, dict]:
     """Per model: how it was trained, what storage changed, what was measured on the test split, in both ways."""
     found: dict[str, dict] = {}
@@ -59,7 +66,8 @@ def gather(runs: Path) -> dict[str, dict]:
     }
     for name, read in parts.items():
         tables = {part: table(read[part]) for part in ("reference", "library") if part in read}
-        found[name] = {"training": read["summary"], "float16": read["float16"], **tables}
+        warm = temperature(read["temperature"], read["reference"]["tokens"])
+        found[name] = {"training": read["summary"], "float16": read["float16"], "temperature": warm, **tables}
     plain, noisy = (parts[name]["reference"] for name in NAMES)
     mean, half = change(clean_losses(noisy), clean_losses(plain), plain["tokens"])
     found[NAMES[1]]["clean_loss_above_twin"] = {"change": mean, "half_width": half}
