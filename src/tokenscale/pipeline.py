@@ -161,7 +161,7 @@ class Pipeline(Composable):
         at_least("run", "seed", seed, 0)
         at_least("run", "max_new_tokens", max_new_tokens, 1)
         at_least("run", "batch_size", batch_size, 1)
-        stops = _stop_strings(stop_strings)
+        stops = check_stop_strings("run", stop_strings)
         self.check(lm)
         backend = LocalBackend(
             lm,
@@ -271,11 +271,12 @@ def _prompts(prompts: object) -> list[Prompt]:
     return [Prompt.of(prompt) for prompt in asked]
 
 
-def _stop_strings(stop_strings: object) -> tuple[str, ...]:
+def check_stop_strings(owner: str, stop_strings: object) -> tuple[str, ...]:
+    """The stop strings that `owner` was given, as a tuple. Raises ArgumentError."""
     stops = stop_strings if isinstance(stop_strings, list | tuple) else [None]
     if all(isinstance(stop, str) and stop for stop in stops):
         return tuple(stops)
-    message = f"run(stop_strings={stop_strings!r:.80}): stop_strings must be a list of strings, none of them empty"
+    message = f"{owner}(stop_strings={stop_strings!r:.80}): stop_strings must be a list of strings, none of them empty"
     raise ArgumentError(message, r'write stop_strings=["\nQ:"]')
 
 

@@ -6,7 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LogitsProcessor, MaxTimeCriteria, RepetitionPenaltyLogitsProcessor, StoppingCriteriaList
+from transformers import (
+    EosTokenCriteria,
+    LogitsProcessor,
+    MaxLengthCriteria,
+    MaxTimeCriteria,
+    RepetitionPenaltyLogitsProcessor,
+    StoppingCriteriaList,
+    StopStringCriteria,
+)
 
 import tokenscale as ts
 from tests.models.tiny import tiny
@@ -30,6 +38,64 @@ def test_greedy_equals_generate(extra: dict[str, Any]) -> None:
     expected = model.generate(**padded(), **options)
     ours = model.generate(**padded(), **options, custom_generate=ts.custom_generate(ts.Pipeline(ts.Greedy())))
     assert ours.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize(
+    "criteria",
+    [
+        [MaxLengthCriteria(9)],
+        [MaxLengthCriteria(12), MaxLengthCriteria(8)],
+        [EosTokenCriteria([3, 40]), EosTokenCriteria(list(range(50, 80)))],
+    ],
+    ids=["length", "two lengths", "ends"],
+)
+def test_criteria_objects_end_texts_as_in_generate(criteria: list[Any]) -> None:
+    model, options = tiny("olmoe"), {"max_new_tokens": 10, "do_sample": False}
+    method = ts.custom_generate(ts.Pipeline(ts.Greedy()))
+    plain = model.generate(**padded(), **options)
+    options["stopping_criteria"] = StoppingCriteriaList(criteria)
+    expected = model.generate(**padded(), **options)
+    assert model.generate(**padded(), **options, custom_generate=method).tolist() == expected.tolist()
+    assert expected.tolist() != plain.tolist()
+
+
+QUESTIONS = [
+    "Q: Tom has 17 apples and buys 5 more. How many apples does Tom have?\nA:",
+    "Q: Ann has 3 pens. How many pens does Ann have?\nA:",
+]
+
+
+@pytest.mark.parametrize("bound", [True, False])
+def test_stop_strings_end_texts_as_in_generate(bound: bool) -> None:
+    """Bound, or in a criterion of the caller's; `generate` can make none of its own for a callable."""
+    lm, stops = ts.load("demo"), ["are", "1"]
+    inputs = lm.tokenizer(QUESTIONS, return_tensors="pt", padding=True, padding_side="left")
+    inputs |= {"max_new_tokens": 12, "do_sample": False}
+    plain = lm.model.generate(**inputs)
+    expected = lm.model.generate(**inputs, stop_strings=stops, tokenizer=lm.tokenizer)
+    method = ts.custom_generate(
+        ts.Pipeline(ts.Greedy()), tokenizer=lm.tokenizer, stop_strings=stops if bound else stops[:1]
+    )
+    criteria = [] if bound else [StopStringCriteria(lm.tokenizer, stops[1:])]
+    ours = lm.model.generate(**inputs, stopping_criteria=StoppingCriteriaList(criteria), custom_generate=method)
+    assert ours.tolist() == expected.tolist() != plain.tolist()
+    with pytest.raises(ValueError, match="could not locate a tokenizer"):
+        lm.model.generate(**inputs, stop_strings=stops, tokenizer=lm.tokenizer, custom_generate=method)
+
+
+def test_a_length_that_leaves_nothing_to_generate() -> None:
+    method = ts.custom_generate(ts.Pipeline(ts.Greedy()))
+    with pytest.raises(ts.ArgumentError, match=r"prompt has 5 tokens, and max_length=5 leaves none"):
+        tiny("olmoe").generate(
+            **padded(), max_new_tokens=4, custom_generate=method, stopping_criteria=[MaxLengthCriteria(5)]
+        )
+
+
+class Never(EosTokenCriteria):
+    """A criterion of a class that says nothing of what it does."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        return torch.zeros(len(input_ids), dtype=torch.bool)
 
 
 @torch.no_grad()
@@ -112,6 +178,8 @@ def test_a_streamer_hears_prompt_and_tokens() -> None:
     ("method", "options", "message"),
     [
         ({}, {"stopping_criteria": StoppingCriteriaList([MaxTimeCriteria(5.0)])}, "stopping criteria MaxTimeCriteria"),
+        ({}, {"max_time": 5.0}, r"(?s)stopping criteria MaxTimeCriteria.*fix: use max_new_tokens, .* stop_strings="),
+        ({}, {"stopping_criteria": StoppingCriteriaList([Never(3)])}, "stopping criteria Never"),
         ({"streamer": Streamer()}, {}, "a streamer takes one prompt, and 3 were given"),
         ({}, {"num_beams": 3}, "num_beams=3: how tokens are chosen is the pipeline's alone"),
         ({}, {"output_scores": True, "return_dict_in_generate": True}, "sequences alone, not what output_scores asks"),

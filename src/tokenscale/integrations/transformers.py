@@ -4,45 +4,54 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformers import EosTokenCriteria, MaxLengthCriteria, StopStringCriteria
 
 from tokenscale.core.data import Prompt, Result
 from tokenscale.core.decode import LogitsProcessor, OnToken
-from tokenscale.core.errors import CapabilityError
+from tokenscale.core.errors import ArgumentError, CapabilityError
 from tokenscale.core.strategy import Kind
 from tokenscale.models.hf import HFModel, wrap
-from tokenscale.pipeline import Pipeline
+from tokenscale.pipeline import Pipeline, check_stop_strings
 
-OWN_CRITERIA = {"MaxLengthCriteria", "EosTokenCriteria", "StopStringCriteria"}
+MOST_TOKENS = 2**31
 UNKEPT = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
 
 
 def custom_generate(
-    pipe: Pipeline, seed: int = 0, tokenizer: Any = None, streamer: Any = None, batch_size: int = 16
+    pipe: Pipeline,
+    seed: int = 0,
+    tokenizer: Any = None,
+    streamer: Any = None,
+    batch_size: int = 16,
+    stop_strings: Sequence[str] = (),
 ) -> Callable[..., Any]:
     """A decoding method for transformers' `generate`, which hands it the prepared arguments.
 
-    `generate` gives the prompts, `max_new_tokens` or `max_length`, the end tokens, `stop_strings`,
-    `return_dict_in_generate` and the logits processors, which are applied once per token, to the
-    aggregate's log-probabilities (as in beam search; `repetition_penalty` acts on raw logits in
-    `generate`'s greedy search, and so differs). How tokens are chosen is the pipeline's alone:
+    `generate` gives the prompts, `max_new_tokens` or `max_length`, the end tokens,
+    `return_dict_in_generate`, its stopping criteria of these three kinds (length, end tokens, stop
+    strings; a stop string counts in new text), and the logits processors, which are applied once per
+    token, to the aggregate's log-probabilities (as in beam search; `repetition_penalty` acts on raw
+    logits in `generate`'s greedy search, and so differs). How tokens are chosen is the pipeline's alone:
     `do_sample`, `temperature` and the other sampling settings have no effect. Every row of the input
     is a problem of its own, so `num_return_sequences` (which `generate` allows with `do_sample=True`
     only) repeats it with other draws. The ids returned are the prompt's and the winner's; text that a
     prompting stage adds between them is not among them.
 
     `tokenizer` is needed where a stage or a stop string reads text. `streamer` takes one prompt at a
-    time; a vote streams its winner once it is known. `generate` passes neither on to a callable,
-    hence they are bound here.
+    time; a vote streams its winner once it is known. `generate` passes neither on to a callable, and
+    refuses its own `stop_strings` without a tokenizer; hence all three are bound here.
 
-    Raises CapabilityError for stopping criteria other than length, end token and stop strings, for
-    input embeddings, for beams (they are the pipeline's to name), for scores, logits, attentions and
-    hidden states in the output, and for several prompts with a streamer or `prefix_allowed_tokens_fn`.
+    Raises CapabilityError for other stopping criteria, for input embeddings, for beams (they are the
+    pipeline's to name), for scores, logits, attentions and hidden states in the output, and for several
+    prompts with a streamer or `prefix_allowed_tokens_fn`.
     """
+    bound = check_stop_strings("custom_generate", stop_strings)
     wrapped: list[HFModel] = []
 
     def decoding_method(
@@ -53,21 +62,20 @@ def custom_generate(
         generation_config: Any = None,
         **model_kwargs: Any,
     ) -> Any:
-        _refuse(stopping_criteria, model_kwargs, generation_config)
+        ends = _ends(stopping_criteria, bound)
+        _refuse(model_kwargs, generation_config)
         _refuse_several(len(input_ids), logits_processor, streamer)
         if not wrapped or wrapped[0].model is not model:
             wrapped[:] = [wrap(model, tokenizer)]
         lm = wrapped[0]
-        lm.eos_ids = _eos_ids(generation_config)
-        mask = model_kwargs.get("attention_mask")
-        prompts = _unpadded(input_ids, mask)
-        stop_strings = generation_config.stop_strings or ()
+        lm.eos_ids = ends.eos_ids
+        prompts = _unpadded(input_ids, model_kwargs.get("attention_mask"))
         results = pipe.run(
             lm,
             [Prompt(token_ids=ids) for ids in prompts],
             seed=seed,
-            max_new_tokens=generation_config.max_length - input_ids.shape[1],
-            stop_strings=(stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings),
+            max_new_tokens=ends.new_tokens(input_ids.shape[1]),
+            stop_strings=ends.stop_strings,
             batch_size=batch_size,
             processor=_processor(logits_processor, prompts, input_ids.shape[1], generation_config),
             on_token=_stream(pipe, input_ids, streamer),
@@ -78,13 +86,41 @@ def custom_generate(
     return decoding_method
 
 
-def _refuse(criteria: Any, model_kwargs: dict[str, Any], generation_config: Any) -> None:
-    foreign = {type(c).__name__ for c in criteria or ()} - OWN_CRITERIA
-    if foreign:
-        raise CapabilityError(
-            f"custom_generate cannot apply the stopping criteria {', '.join(sorted(foreign))}",
-            "use max_new_tokens, eos_token_id or stop_strings",
-        )
+@dataclass(frozen=True)
+class _Ends:
+    """Where texts end, by `generate`'s stopping criteria. `max_length` counts the padded prompt in."""
+
+    max_length: int
+    eos_ids: frozenset[int]
+    stop_strings: tuple[str, ...]
+
+    def new_tokens(self, prompt_tokens: int) -> int:
+        """How many tokens may follow a prompt. Raises ArgumentError where none may."""
+        if self.max_length > prompt_tokens:
+            return self.max_length - prompt_tokens
+        message = f"the prompt has {prompt_tokens} tokens, and max_length={self.max_length} leaves none to generate"
+        raise ArgumentError(message, "give max_new_tokens, or a larger max_length")
+
+
+def _ends(criteria: Sequence[Any] | None, bound: tuple[str, ...]) -> _Ends:
+    """Reads the criteria: those that `generate` made of its arguments, and the caller's in their place."""
+    max_length, eos_ids, stops = MOST_TOKENS, set[int](), list(bound)
+    for one in criteria or ():
+        if type(one) is MaxLengthCriteria:
+            max_length = min(max_length, one.max_length)
+        elif type(one) is EosTokenCriteria:
+            eos_ids |= set(one.eos_token_id.flatten().tolist())
+        elif type(one) is StopStringCriteria:
+            stops += one.stop_strings
+        else:
+            raise CapabilityError(
+                f"custom_generate cannot apply the stopping criteria {type(one).__name__}",
+                "use max_new_tokens, eos_token_id, or custom_generate(pipe, tokenizer=tokenizer, stop_strings=[...])",
+            )
+    return _Ends(max_length, frozenset(eos_ids), tuple(dict.fromkeys(stops)))
+
+
+def _refuse(model_kwargs: dict[str, Any], generation_config: Any) -> None:
     if model_kwargs.get("inputs_embeds") is not None:
         raise CapabilityError("custom_generate takes no inputs_embeds", "pass input_ids")
     if (generation_config.num_beams or 1) > 1:
@@ -107,11 +143,6 @@ def _refuse_several(prompts: int, processors: Any, streamer: Any) -> None:
             f"prefix_allowed_tokens_fn tells {prompts} prompts apart by their row in the batch, which changes here"
         )
         raise CapabilityError(message, "pass the prompts one by one")
-
-
-def _eos_ids(generation_config: Any) -> frozenset[int]:
-    ends = generation_config.eos_token_id
-    return frozenset([ends] if isinstance(ends, int) else ends or ())
 
 
 def _unpadded(input_ids: Tensor, mask: Tensor | None) -> list[tuple[int, ...]]:
