@@ -198,3 +198,19 @@ def test_a_tokenizer_is_asked_for_by_name() -> None:
     custom = ts.custom_generate(ts.Pipeline(ts.SelfConsistency(k=3)))
     with pytest.raises(ts.CapabilityError, match=r"(?s)SelfConsistency.*tokenizer"):
         model.generate(**padded(), max_new_tokens=4, custom_generate=custom)
+
+
+@pytest.mark.parametrize(
+    ("pipe", "options", "message"),
+    [
+        ("RoE(n=4)", {}, r"takes a pipeline, got 'RoE\(n=4\)'\n.*custom_generate\(ts.Pipeline.parse\('RoE\(n=4\)'\)\)"),
+        (ts.RoE(n=2), {}, r"takes a pipeline, got RoE\(n=2, (?s:.*)\n.*custom_generate\(ts.Pipeline\(RoE\(n=2, "),
+        (None, {}, r"takes a pipeline, got None\n.*custom_generate\(ts.Pipeline\("),
+        (ts.Pipeline(ts.Greedy()), {"seed": -1}, r"custom_generate\(seed=-1\): seed must be at least 0"),
+        (ts.Pipeline(ts.Greedy()), {"batch_size": 0}, "batch_size must be at least 1"),
+        (ts.Pipeline(ts.Greedy()), {"stop_strings": "x"}, r"custom_generate\(stop_strings='x'\): .* a list of strings"),
+    ],
+)
+def test_wrong_arguments_are_refused_when_it_is_made(pipe: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ts.ArgumentError, match=message):
+        ts.custom_generate(pipe, **options)

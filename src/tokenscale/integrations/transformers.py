@@ -14,8 +14,8 @@ from transformers import EosTokenCriteria, MaxLengthCriteria, StopStringCriteria
 
 from tokenscale.core.data import Prompt, Result
 from tokenscale.core.decode import LogitsProcessor, OnToken
-from tokenscale.core.errors import ArgumentError, CapabilityError
-from tokenscale.core.strategy import Kind
+from tokenscale.core.errors import ArgumentError, CapabilityError, at_least
+from tokenscale.core.strategy import Kind, Stage
 from tokenscale.models.hf import HFModel, wrap
 from tokenscale.pipeline import Pipeline, check_stop_strings
 
@@ -47,10 +47,11 @@ def custom_generate(
     time; a vote streams its winner once it is known. `generate` passes neither on to a callable, and
     refuses its own `stop_strings` without a tokenizer; hence all three are bound here.
 
-    Raises CapabilityError for other stopping criteria, for input embeddings, for beams (they are the
-    pipeline's to name), for scores, logits, attentions and hidden states in the output, and for several
-    prompts with a streamer or `prefix_allowed_tokens_fn`.
+    Raises ArgumentError for what is no pipeline and for arguments out of range, at once; when `generate`
+    calls it, CapabilityError for other stopping criteria, for input embeddings, for beams (they are the pipeline's to name), for scores, logits, attentions and
+    hidden states in the output, and for several prompts with a streamer or `prefix_allowed_tokens_fn`.
     """
+    _check_arguments(pipe, seed, batch_size)
     bound = check_stop_strings("custom_generate", stop_strings)
     wrapped: list[HFModel] = []
 
@@ -84,6 +85,16 @@ def custom_generate(
         return _output(input_ids, results, generation_config)
 
     return decoding_method
+
+
+def _check_arguments(pipe: object, seed: int, batch_size: int) -> None:
+    if not isinstance(pipe, Pipeline):
+        written = f"ts.Pipeline.parse({pipe!r:.80})" if isinstance(pipe, str) else f"ts.Pipeline({pipe!r:.80})"
+        stage = isinstance(pipe, str | Stage)
+        hint = f"write custom_generate({written if stage else 'ts.Pipeline(ts.RoE(n=4))'})"
+        raise ArgumentError(f"custom_generate takes a pipeline, got {pipe!r:.80}", hint)
+    at_least("custom_generate", "seed", seed, 0)
+    at_least("custom_generate", "batch_size", batch_size, 1)
 
 
 @dataclass(frozen=True)
