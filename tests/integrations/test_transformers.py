@@ -193,11 +193,17 @@ def test_what_cannot_be_done_is_refused(method: dict[str, Any], options: dict[st
         model.generate(**padded(), max_new_tokens=4, custom_generate=custom, **options)
 
 
-def test_a_tokenizer_is_asked_for_by_name() -> None:
-    model = tiny("olmoe")
-    custom = ts.custom_generate(ts.Pipeline(ts.SelfConsistency(k=3)))
-    with pytest.raises(ts.CapabilityError, match=r"(?s)SelfConsistency.*tokenizer"):
-        model.generate(**padded(), max_new_tokens=4, custom_generate=custom)
+@pytest.mark.parametrize(
+    ("method", "reader"),
+    [
+        (lambda: ts.custom_generate(ts.Pipeline(ts.SelfConsistency(k=3))), r"SelfConsistency\(k=3\)"),
+        (lambda: ts.custom_generate(ts.Pipeline(ts.Greedy()), stop_strings=["w4"]), "the stop string 'w4'"),
+    ],
+)
+def test_a_tokenizer_is_asked_for_by_name(method: Any, reader: str) -> None:
+    message = rf"{reader} reads text, .*\n  fix: write custom_generate\(pipe, tokenizer=tokenizer\)$"
+    with pytest.raises(ts.CapabilityError, match=message):
+        tiny("olmoe").generate(**padded(), max_new_tokens=4, custom_generate=method())
 
 
 @pytest.mark.parametrize(

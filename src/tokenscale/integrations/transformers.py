@@ -16,6 +16,7 @@ from tokenscale.core.data import Prompt, Result
 from tokenscale.core.decode import LogitsProcessor, OnToken
 from tokenscale.core.errors import ArgumentError, CapabilityError, at_least
 from tokenscale.core.strategy import Kind, Stage
+from tokenscale.dsl import to_text
 from tokenscale.models.hf import HFModel, wrap
 from tokenscale.pipeline import Pipeline, check_stop_strings
 
@@ -48,7 +49,8 @@ def custom_generate(
     refuses its own `stop_strings` without a tokenizer; hence all three are bound here.
 
     Raises ArgumentError for what is no pipeline and for arguments out of range, at once; when `generate`
-    calls it, CapabilityError for other stopping criteria, for input embeddings, for beams (they are the pipeline's to name), for scores, logits, attentions and
+    calls it, CapabilityError for other stopping criteria, for text to be read without a tokenizer, for
+    input embeddings, for beams (they are the pipeline's to name), for scores, logits, attentions and
     hidden states in the output, and for several prompts with a streamer or `prefix_allowed_tokens_fn`.
     """
     _check_arguments(pipe, seed, batch_size)
@@ -66,6 +68,7 @@ def custom_generate(
         ends = _ends(stopping_criteria, bound)
         _refuse(model_kwargs, generation_config)
         _refuse_several(len(input_ids), logits_processor, streamer)
+        _require_tokenizer(pipe, ends, tokenizer)
         if not wrapped or wrapped[0].model is not model:
             wrapped[:] = [wrap(model, tokenizer)]
         lm = wrapped[0]
@@ -129,6 +132,14 @@ def _ends(criteria: Sequence[Any] | None, bound: tuple[str, ...]) -> _Ends:
                 "use max_new_tokens, eos_token_id, or custom_generate(pipe, tokenizer=tokenizer, stop_strings=[...])",
             )
     return _Ends(max_length, frozenset(eos_ids), tuple(dict.fromkeys(stops)))
+
+
+def _require_tokenizer(pipe: Pipeline, ends: _Ends, tokenizer: Any) -> None:
+    readers = [to_text(stage) for stage in pipe.stages if stage.reads_text]
+    readers += [f"the stop string {stop!r}" for stop in ends.stop_strings]
+    if readers and tokenizer is None:
+        message = f"{readers[0]} reads text, and generate passes no tokenizer on"
+        raise CapabilityError(message, "write custom_generate(pipe, tokenizer=tokenizer)")
 
 
 def _refuse(model_kwargs: dict[str, Any], generation_config: Any) -> None:
