@@ -68,7 +68,7 @@ class _Maxima(TorchFunctionMode):
             return self._logits(result)
         if name == "max" and self._left:
             index = self._left.pop(0)
-            return args[0].gather(-1, index), index
+            return torch.return_types.max((args[0].gather(-1, index), index))
         return result
 
     def _logits(self, logits: Float[Tensor, "tokens experts"]) -> Float[Tensor, "tokens experts"]:

@@ -105,36 +105,49 @@ class Draw:
         moved: Float[Tensor, "*tokens experts"] | None,
         plain: Int[Tensor, "*tokens top_k"],
         width: int,
+        beyond: Float[Tensor, "*tokens experts"] | None = None,
     ) -> Int[Tensor, "*tokens width"]:
         """The experts of all tokens that run `width` of them; what other tokens get means nothing.
 
         `own` is what the router ranks without noise, `moved` with it, and `plain` its own choice.
+        Experts that tie, as those outside the router's groups do, are in the order of `beyond`.
         """
-        top_k = plain.shape[-1]
-        chosen = plain if width == top_k else own.topk(width, dim=-1).indices
-        if moved is not None and width == top_k:
+        order = ordered(own, beyond) if self.needs_order or any(self.rule.ranks) else None
+        chosen = plain
+        if width != plain.shape[-1]:
+            assert order is not None
+            chosen = order[..., :width]
+        elif moved is not None:
             assert self.noisy is not None
-            drawn = self._within(own, moved).topk(top_k, dim=-1).indices
+            drawn = self._within(order, moved, width)
             chosen = torch.where(self.noisy.to(own.device).view(*own.shape[:-1], 1), drawn, chosen)
-        rows = len(self.rule.ranks)
         for row, ranks in enumerate(self.rule.ranks):
             if ranks is not None and ranks[1] - ranks[0] + 1 == width:
-                picked = own.topk(ranks[1], dim=-1).indices[..., ranks[0] - 1 :]
-                here = torch.arange(own[..., 0].numel(), device=own.device) % rows == row
-                chosen = torch.where(here.view(*own.shape[:-1], 1), picked, chosen)
+                assert order is not None
+                here = torch.arange(own[..., 0].numel(), device=own.device) % len(self.rule.ranks) == row
+                chosen = torch.where(here.view(*own.shape[:-1], 1), order[..., ranks[0] - 1 : ranks[1]], chosen)
         return chosen
 
-    def _within(self, own: Tensor, moved: Tensor) -> Tensor:
-        """The scores to rank: the head before all others, nothing beyond the pool."""
-        if not self.needs_order:
-            return moved
-        # Experts outside the router's groups have -inf: they come after the pool's others, before those beyond it.
-        moved = moved.float().clamp_min(torch.finfo(torch.float32).min)
-        rank = own.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
-        moved = moved.masked_fill(rank < self.rule.keep_head, torch.inf)
+    def _within(self, order: Tensor | None, moved: Tensor, top_k: int) -> Tensor:
+        """The best of `moved`: the head before all others, nothing beyond the pool."""
+        if order is None or not self.needs_order:
+            return moved.topk(top_k, dim=-1).indices
+        # What the router excludes (-inf) still comes before what is beyond the pool.
+        keys = moved.float().gather(-1, order).clamp_min(torch.finfo(torch.float32).min)
+        keys[..., : self.rule.keep_head] = torch.inf
         if self.rule.candidate_pool is not None:
-            moved = moved.masked_fill(rank >= self.rule.candidate_pool, -torch.inf)
-        return moved
+            keys[..., self.rule.candidate_pool :] = -torch.inf
+        return order.gather(-1, keys.argsort(dim=-1, descending=True, stable=True)[..., :top_k])
+
+
+def ordered(
+    own: Float[Tensor, "*tokens experts"], beyond: Float[Tensor, "*tokens experts"] | None
+) -> Int[Tensor, "*tokens experts"]:
+    """Experts from the best to the worst; those that tie in `own` by `beyond`, then by number."""
+    if beyond is None:
+        return own.argsort(dim=-1, descending=True, stable=True)
+    first = beyond.argsort(dim=-1, descending=True, stable=True)
+    return first.gather(-1, own.gather(-1, first).argsort(dim=-1, descending=True, stable=True))
 
 
 def on(routing: Routing, device: torch.device) -> Routing:

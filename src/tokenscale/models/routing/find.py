@@ -41,7 +41,12 @@ def find_routers(model: Any) -> list[Router]:
     cannot be tried, or that a fused kernel has replaced.
     """
     found = [router for place in _places(model) if (router := _router(place))]
-    return _looped(found, _config(model))
+    return _looped(sorted(found, key=_depth), _config(model))
+
+
+def _depth(router: Router) -> tuple[list[int], bool]:
+    """By layer, and in a layer attention (whose query experts jetmoe routes) before all else."""
+    return [int(n) for n in re.findall(r"\d+", router.name)], "attention" not in router.name
 
 
 def _places(model: Any) -> list[Place]:
@@ -120,6 +125,8 @@ def _arguments(place: Place, shape: tuple[int, ...]) -> list[Any]:
     weight = next(place.module.parameters())
     names = list(inspect.signature(type(place.module).forward).parameters)[2:]
     further = [getattr(place.parent, name, None) for name in names]
+    if getattr(place.module, "use_eda", False):  # zaya hands the states of a router to the next one
+        further = [_random((*shape[:-1], place.module.router_hidden_size), weight)]  # type: ignore[arg-type]
     while further and further[-1] is None:
         further.pop()
     return [_random((*shape[:-1], _width(place.module)), weight), *further]

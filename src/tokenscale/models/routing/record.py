@@ -63,7 +63,7 @@ class RoutingRecord:
         return drew.view(-1, batch, rows)
 
 
-def _marks(indices: Sequence[Int[Tensor, "tokens width"]], experts: int) -> Bool[Tensor, "moe_layers tokens experts"]:
+def _marks(indices: Sequence[Int[Tensor, "tokens _"]], experts: int) -> Bool[Tensor, "moe_layers tokens experts"]:
     """Marks of indices; -1 marks nothing."""
     widest = max(i.shape[-1] for i in indices)
     device = indices[0].device

@@ -19,9 +19,9 @@ from torch.overrides import TorchFunctionMode
 
 from tokenscale.core.errors import RoutingError
 from tokenscale.models.routing.draw import Draw
-from tokenscale.models.routing.rule import Rule, gives_tensors
+from tokenscale.models.routing.rule import Rule, gives_tensors, name_of
 
-Chooser = Callable[[Tensor, Int[Tensor, "*tokens top_k"]], Int[Tensor, "*tokens width"]]
+Chooser = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # scores, own choice, scores before groups: the choice
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,10 @@ class Pass(TorchFunctionMode):
         super().__init__()
         self.rule, self.edit, self.choose = rule, edit, choose
         self.ranked: Tensor | None = None
+        self.unmasked: Tensor | None = None
         self.plain: Tensor | None = None
         self.chosen: Tensor | None = None
-        self._number = -1
+        self._number, self._strange = -1, ""
 
     def run(self, call: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], name: str) -> Any:
         """Calls the router. Raises RoutingError where it does other operations than when it was tried."""
@@ -50,31 +51,41 @@ class Pass(TorchFunctionMode):
             args = (self.edit(args[0]), *args[1:])
         with self:
             output = call(*args, **kwargs)
-        if self.chosen is None or self.ranked is None or self.ranked.shape[-1] != self.rule.experts:
+        if self.chosen is None:
             raise RoutingError(
-                f"the router {name} did not rank its {self.rule.experts} experts as it did when it was tried",
+                f"the router {name} did not rank its {self.rule.experts} experts as it did when it was tried"
+                f"{self._strange}",
                 "load the model without fused kernels and without compiling it",
             )
         return output
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if not gives_tensors(result):
+        if self.chosen is not None or self._strange or not gives_tensors(result):
             return result
         self._number += 1
+        name, known = name_of(func), self.rule.operations[self._number]
+        if name != known:
+            self._strange = f" ({name} instead of {known})"
+            return result
+        if self._number == self.rule.masked_at:
+            self.unmasked = args[0]
         if self._number == self.rule.logits_at and self.edit is not None:
             return self.edit(result)
-        if self._number == self.rule.choice_at and isinstance(result, tuple):
-            return self._chosen(args[0], result)
-        return result
+        return self._chosen(args[0], result) if self._number == self.rule.choice_at else result
 
     def _chosen(self, scores: Tensor, result: Any) -> Any:
         self.ranked, self.plain = scores, result[1]
         if self.choose is None:
             self.chosen = result[1]
             return result
-        self.chosen = self.choose(scores, result[1])
-        return scores.gather(-1, self.chosen), self.chosen
+        self.chosen = self.choose(scores, result[1], self.unmasked)
+        values = scores.gather(-1, self.chosen)
+        if self.unmasked is not None:
+            # An expert that was drawn from outside the groups has the weight of its own score.
+            own = self.chosen.shape == result[1].shape and (self.chosen == result[1]).all(-1, keepdim=True)
+            values = torch.where(torch.as_tensor(own), values, self.unmasked.gather(-1, self.chosen))
+        return torch.return_types.topk((values, self.chosen))
 
 
 @dataclass(frozen=True)
@@ -99,21 +110,22 @@ class Replay:
         self, module: nn.Module, call: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], draw: Draw
     ) -> Routed:
         """The router with its choice as `draw` says."""
-        own = moved = clean = None
+        own = moved = clean = free = None
         if draw.perturbs_weights or (draw.needs_order and draw.moves_logits):
             first = Pass(self.rule)
             first.run(call, args, kwargs, self.name)
-            own, clean = first.ranked, first.plain
+            own, clean, free = first.ranked, first.plain, first.unmasked
         if draw.moves_logits:
             noisy = Pass(self.rule, edit=draw.moved_logits)
             noisy.run(call, args, kwargs, self.name)
             moved = noisy.ranked
 
         def chooser(width: int) -> Chooser:
-            def choose(scores: Tensor, plain: Tensor) -> Tensor:
-                before = scores if own is None else own
+            def choose(scores: Tensor, plain: Tensor, unmasked: Tensor | None) -> Tensor:
+                before, beyond = (scores, unmasked) if own is None else (own, free)
                 after = draw.moved_scores(before) if moved is None and draw.noise is not None else moved
-                return draw.choose(before, after, self._usual(before, plain if clean is None else clean), width)
+                usual = self._usual(before, plain if clean is None else clean)
+                return draw.choose(before, after, usual, width, beyond)
 
             return choose
 

@@ -35,7 +35,8 @@ class Router:
 
     `experts` compete, of which the last `free` cost nothing (identity or skip experts), and `top_k` run.
     `family` is how they are chosen, in words; `monotone`: by the logits alone. `supports` are the words
-    of `Routing` that it can follow, and `limits` says why not the others.
+    of `Routing` that it can follow, and `limits` says why not the others. Where it supports nothing there
+    is no choice that noise could move, and noise leaves it as it is.
     """
 
     name: str
@@ -100,10 +101,11 @@ def _draws(routers: Sequence[Router], routing: Routing | None) -> list[Draw | No
     for layer, router in enumerate(routers):
         device = next(router.module.parameters()).device
         there = placed.setdefault(device, on(routing, device))
-        draw = Draw.of(there, layer, active[layer]) if router.supports else None
-        if draw is not None and (why := router.lacks(*words(routing))):
+        draw = Draw.of(there, layer, active[layer])
+        asked = words(routing) if router.supports else words(routing) & {"ranks"}
+        if draw is not None and (why := router.lacks(*asked)):
             raise RoutingError(f"the router {router.name} cannot do this: {why}", INSTEAD)
-        draws.append(draw)
+        draws.append(draw if router.supports else None)
     return draws
 
 

@@ -39,7 +39,8 @@ class Rule:
     None: R comes from something that is no operation of torch, such as a quantised product),
     `choice_at` that of the operation that ranks `experts` scores and takes `top_k`. `monotone`: what it
     ranks grows with R, the same for all experts. `indices_at` is the place of the indices in the
-    output, None where they are not given back as they were chosen.
+    output, None where they are not given back as they were chosen. `masked_at` is the operation that
+    excludes experts outside the best groups; `operations` are the names of all up to the choice.
     """
 
     family: str
@@ -49,6 +50,8 @@ class Rule:
     choice_at: int
     monotone: bool
     indices_at: int | None
+    masked_at: int | None
+    operations: tuple[str, ...]
 
 
 class Trace(TorchFunctionMode):
@@ -62,8 +65,12 @@ class Trace(TorchFunctionMode):
         result = func(*args, **(kwargs or {}))
         if gives_tensors(result):
             first = args[0] if args else next(iter((kwargs or {}).values()), None)
-            self.operations.append(Operation(getattr(func, "__name__", str(func)), first, result, tuple(args[1:])))
+            self.operations.append(Operation(name_of(func), first, result, tuple(args[1:])))
         return result
+
+
+def name_of(func: Any) -> str:
+    return getattr(func, "__name__", "") or str(func)
 
 
 def gives_tensors(result: Any) -> bool:
@@ -101,7 +108,9 @@ def rule_of(operations: Sequence[Operation], args: Sequence[Any], output: Any) -
     outputs = output if isinstance(output, tuple) else (output,)
     places = [i for i, value in enumerate(outputs) if value is indices]
     place = places[0] if places else None
-    return Rule(family, ranked.shape[-1], indices.shape[-1], made, choice_at, monotone, place)
+    masked = next((i for i in chain[::-1] if operations[i].name == "masked_fill"), None)
+    names = tuple(op.name for op in operations[: choice_at + 1])
+    return Rule(family, ranked.shape[-1], indices.shape[-1], made, choice_at, monotone, place, masked, names)
 
 
 def _ancestors(operations: Sequence[Operation], choice_at: int) -> list[int]:
