@@ -186,9 +186,9 @@ def _text_ids(lm: LanguageModel, head: tuple[int, ...], text: Text, number: int)
     if isinstance(text, str):
         whole = lm.encode(Prompt(token_ids=head, suffix=text) if head else Prompt(text=text))
         return whole[len(head) :]
-    if isinstance(text, Sequence) and all(isinstance(i, int) for i in text):
-        return tuple(text)
-    raise ArgumentError(f"text {number} is {text!r:.80}", "pass strings, or sequences of token ids")
+    if not isinstance(text, Sequence) or not all(isinstance(i, int) for i in text):
+        raise ArgumentError(f"text {number} is {text!r:.80}", "pass strings, or sequences of token ids")
+    return tuple(int(i) for i in text)
 
 
 def _check_ids(lm: LanguageModel, ids: tuple[int, ...], scored: int, number: int) -> None:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tokenscale.core.cost import Cached, Cost, Lane, Ledger, ModelShape, Packed, Ran, Usage, popcount
+from tokenscale.core.cost import Cached, Cost, Lane, Ledger, Ran, Usage
 from tokenscale.core.model import LanguageModel
 from tokenscale.core.noise import Stream
 from tokenscale.core.record import StepRecords, TokenRecord
@@ -105,17 +105,3 @@ def _stepped_together(
             proposals = proposals.select(going)
         live = [live[place] for place in going]
     return [text.outcome() for text in growing]
-
-
-def forced_cost(shape: ModelShape, prompt_tokens: int, rows: Sequence[int], runs: int, experts: Packed) -> Cost:
-    """The bill of `rows[i]` rows of the token at position `prompt_tokens` - 1 + i, and of the prompt, in one forward.
-
-    FLOPs are those of stepping: a row sees the keys before it and its own. Weights are read once, experts
-    in the union (`experts`) over all rows; keys and values made in the forward are not read back, as in
-    a prefill. `runs` counts the products of a row with an expert, the prompt's included. A forward cut
-    into chunks for want of memory is billed the same.
-    """
-    before, loads = prompt_tokens - 1, popcount(experts)
-    flops = shape.prefill_flops(before, 0) + shape.decode_flops(rows, prompt_tokens, runs=[runs])
-    read = shape.dense_bytes + loads * shape.expert_bytes
-    return Cost(flops, read, loads, prompt_tokens, new_tokens=len(rows), rows=sum(rows), sequential_steps=1)

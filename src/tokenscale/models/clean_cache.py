@@ -138,6 +138,15 @@ class CleanCache(Cache):  # type: ignore[misc]
         """Keeps the first `columns` of those last written."""
         self.frame.width += columns
 
+    def commit_every(self, rows: int, columns: int) -> None:
+        """Keeps `columns` of those last written: the first of every `rows`."""
+        kept = self.frame.width + rows * torch.arange(columns)
+        place = slice(self.frame.width, self.frame.width + columns)
+        for layer in self._filled if rows > 1 else ():
+            for buffer in (layer.keys, layer.values):
+                buffer[: self.frame.rows, :, place] = buffer[: self.frame.rows, :, kept]
+        self.commit(columns)
+
     def keep(self, rows: Sequence[int]) -> list[int]:
         """Leaves only the given rows; returns where each of them is now. Moves as little as it can."""
         if len(set(rows)) < len(rows):

@@ -55,3 +55,25 @@ def prefill_mask(first: Int[Tensor, " batch"], length: int, window: int | None) 
     if window is not None:
         causal &= columns[None] > columns[:, None] - window
     return causal & (columns >= first[:, None])[:, None]
+
+
+def text_mask(
+    cache: CleanCache, positions: int, rows: int, window: int | None, device: torch.device, clean_key: bool
+) -> Bool[Tensor, "batch queries keys"]:
+    """For `rows` query rows of each of the next `positions` tokens, position by position, row 0 being the clean row.
+
+    A row sees what is stored and the clean rows' keys before its position; of its own token it sees its
+    own key, or with `clean_key` the clean row's. No noisy key is seen by another row.
+    """
+    first, frame = first_columns(cache, device), cache.frame
+    place = torch.arange(positions, device=device).repeat_interleave(rows)
+    clean = torch.arange(rows, device=device).repeat(positions) == 0
+    stored = torch.arange(frame.start, frame.width, device=device)
+    ago = place[:, None] - place
+    past, fresh = (stored >= first[:, None])[:, None], clean & (ago > 0)
+    if window is not None:
+        past = past & (stored > frame.width + place[:, None] - window)
+        fresh &= ago < window
+    fresh |= clean & (ago == 0) if clean_key else torch.eye(len(place), dtype=torch.bool, device=device)
+    batch, queries = frame.rows, len(place)
+    return torch.cat([past.expand(batch, queries, len(stored)), fresh.expand(batch, queries, queries)], dim=-1)
