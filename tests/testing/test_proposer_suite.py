@@ -13,6 +13,7 @@ from tokenscale.core.model import ROUTING_NOISE
 from tokenscale.core.strategy import start_all
 from tokenscale.models.toy import ToyModel
 from tokenscale.testing import check_proposer
+from tokenscale.token_level.expert_sample import ExpertSample
 from tokenscale.token_level.one_cache import OneCacheProposals, SameRows
 from tokenscale.token_level.plain import Plain
 from tokenscale.token_level.roe import RoE, Samples
@@ -106,6 +107,13 @@ class Secretive(RoE):
 
 
 @dataclass(frozen=True)
+class Unclean(ExpertSample):
+    """Says that its one noisy row is the model itself."""
+
+    clean_row = True
+
+
+@dataclass(frozen=True)
 class Careless(Plain):
     """Needs a capability and does not look for it."""
 
@@ -126,6 +134,7 @@ FAULTS: list[tuple[Callable[[], Any], str]] = [
     (lambda: Broken(4, 1.0, kind_=BilledByBatch), "rows do not depend on batch and order: what is billed"),
     (lambda: Broken(4, 1.0, kind_=Doubled), "one work per cache"),
     (lambda: Secretive(4, 1.0), r"`random` \(False\) says whether rows depend on the stream"),
+    (lambda: Unclean(keep_head=1), "the clean row is the model's own distribution"),
     (lambda: Careless(), "check refuses a model that lacks routing_noise"),
 ]
 

@@ -50,6 +50,8 @@ def check_proposer(proposer: TokenProposer, lm: LanguageModel, *, atol: float = 
         _run(lm, proposer.start(lm, [p], [s]), [[t] for t in (p[-1], *after)])[0]
         for p, s, after in zip(prompts, streams, follow, strict=True)
     ]
+    if proposer.clean_row:
+        _check_clean_row(lm, prompts, follow, alone, atol)
     _check_batch(proposer, lm, prompts, streams, follow, alone, atol)
     _check_select_and_join(proposer, lm, prompts, streams, follow, alone, atol)
     _check_streams(proposer, lm, prompts[0], follow[0], alone[0], atol)
@@ -71,6 +73,13 @@ def _check_needs(proposer: TokenProposer, lm: LanguageModel) -> None:
 def _plain(lm: LanguageModel, prompt: Ids) -> Float[Tensor, " vocab"]:
     with torch.no_grad():
         return lm.step(lm.prefill([prompt[:-1]]), torch.tensor([prompt[-1]])).logits[0, 0].cpu()
+
+
+def _check_clean_row(lm: LanguageModel, prompts: list[Ids], follow: list[Ids], alone: list[Found], atol: float) -> None:
+    for prompt, after, found in zip(prompts, follow, alone, strict=True):
+        for step in (0, STEPS):
+            wanted = _plain(lm, (*prompt, *after[:step]))
+            expect_close(found.rows[step][0], wanted, atol, "the clean row is the model's own distribution")
 
 
 def _texts(lm: LanguageModel) -> tuple[list[Ids], list[Ids]]:

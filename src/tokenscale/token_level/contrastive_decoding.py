@@ -30,6 +30,10 @@ class ContrastiveDecoding(TokenProposer):
         check_reference("ContrastiveDecoding", "amateur", self.amateur)
 
     @property
+    def clean_row(self) -> bool:
+        return True
+
+    @property
     def default_aggregator(self) -> Aggregator:
         return ContrastRows(beta=0.5, alpha=0.1)
 

@@ -35,6 +35,10 @@ class ModelEnsemble(TokenProposer):
         object.__setattr__(self, "models", tuple(several))
 
     @property
+    def clean_row(self) -> bool:
+        return True
+
+    @property
     def default_aggregator(self) -> Aggregator:
         return MeanProbability()
 

@@ -41,6 +41,10 @@ class PromptEnsemble(TokenProposer):
         object.__setattr__(self, "templates", tuple(given))
 
     @property
+    def clean_row(self) -> bool:
+        return self.templates[0] == PLACE
+
+    @property
     def default_aggregator(self) -> Aggregator:
         return MeanProbability()
 
