@@ -20,9 +20,11 @@ core
 models token_level sequence_level
 plugins
 dsl spec
+grammar
 pipeline
 testing
 recipe_text recipe_sections
+recipe_tune
 recipe
 experiments
 integrations

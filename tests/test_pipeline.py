@@ -84,6 +84,8 @@ def test_a_spec_has_all_parameters() -> None:
 def test_it_is_a_sequence_of_its_stages() -> None:
     pipe = Pipeline(*FULL)
     assert (len(pipe), pipe[0], pipe[-1]) == (7, RoE(4), SelfConsistency(3))
+    assert pipe[:2] == Pipeline(*pipe.stages[:2])
+    assert pipe[:] == pipe
     assert list(pipe.stages) == FULL
 
 

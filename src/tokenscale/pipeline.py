@@ -1,15 +1,10 @@
-"""Pipelines: stages in the order of the grammar, checked when built, printed as what parses, and run.
-
-The grammar, inner to outer: proposer? aggregator? constraint? decoder? prompting* search* choosing*.
-Kinds that can stand once have one place and may be written anywhere; the order of the others is their
-nesting.
-"""
+"""Pipelines: stages in the order of `grammar.py`, checked when built, printed as what parses, and run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from typing import overload
 
 from tokenscale import dsl, spec
 from tokenscale.core.data import Prompt, Result
@@ -19,7 +14,6 @@ from tokenscale.core.model import LanguageModel
 from tokenscale.core.run import run_problems
 from tokenscale.core.score import set_plain
 from tokenscale.core.strategy import (
-    ONE_PLACE,
     Aggregator,
     Composable,
     Decoder,
@@ -30,19 +24,11 @@ from tokenscale.core.strategy import (
     require_stage,
     set_composer,
 )
+from tokenscale.grammar import check_chance, ordered
 from tokenscale.sequence_level.answers import extract
 from tokenscale.token_level.decoders import Greedy, Sample
 from tokenscale.token_level.plain import Plain
 
-# Constraints have a place in the grammar and no class yet.
-CLASSES: Mapping[Kind, type[Stage]] = {
-    Kind.PROPOSER: TokenProposer,
-    Kind.AGGREGATOR: Aggregator,
-    Kind.DECODER: Decoder,
-    Kind.PROMPTING: SequenceStrategy,
-    Kind.SEARCH: SequenceStrategy,
-    Kind.CHOOSING: SequenceStrategy,
-}
 ALIKE_SHARE = 0.1
 
 Chat = Sequence[Mapping[str, str]]
@@ -59,9 +45,9 @@ class Pipeline(Composable):
     stages: tuple[Stage, ...]
 
     def __init__(self, *stages: Stage | Pipeline) -> None:
-        object.__setattr__(self, "stages", _ordered(_flattened(stages)))
+        object.__setattr__(self, "stages", ordered(_flattened(stages)))
         self.proposer.fits(self.aggregator, self.decoder)
-        _check_chance(self)
+        check_chance(self.stages, self.proposer, self.decoder)
 
     @classmethod
     def parse(cls, text: str) -> Pipeline:
@@ -89,8 +75,18 @@ class Pipeline(Composable):
     def __len__(self) -> int:
         return len(self.stages)
 
-    def __getitem__(self, index: int) -> Stage:
-        return self.stages[index]
+    def __iter__(self) -> Iterator[Stage]:
+        return iter(self.stages)
+
+    @overload
+    def __getitem__(self, index: int) -> Stage: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Pipeline: ...
+
+    def __getitem__(self, index: int | slice) -> Stage | Pipeline:
+        part = self.stages[index]
+        return Pipeline(*part) if isinstance(part, tuple) else part
 
     @property
     def proposer(self) -> TokenProposer:
@@ -206,57 +202,6 @@ def _flattened(stages: Iterable[object]) -> list[Stage]:
             raise PipelineError(f"{stage!r:.80} is text, not a stage", f"write Pipeline.parse({stage!r:.80})")
         flat.extend(stage.stages if isinstance(stage, Pipeline) else [require_stage(stage)])
     return flat
-
-
-def _ordered(stages: list[Stage]) -> tuple[Stage, ...]:
-    """The canonical order. Raises PipelineError for an empty list, doubles, and an impossible nesting."""
-    if not stages:
-        raise PipelineError("a pipeline without stages", "write Pipeline(Greedy()) for the model as it is")
-    for stage in stages:
-        _check_class(stage)
-    once = sorted((s for s in stages if s.kind in ONE_PLACE), key=_place)
-    for one, two in pairwise(once):
-        if one.kind is two.kind:
-            message = f"two {_word(one.kind)}s: {dsl.to_text(one)} and {dsl.to_text(two)}"
-            raise PipelineError(message, "keep one of them")
-    nested = [s for s in stages if s.kind not in ONE_PLACE]
-    for inner, outer in pairwise(nested):
-        if _place(inner) > _place(outer):
-            raise PipelineError(
-                f"{dsl.to_text(outer)} cannot stand around {dsl.to_text(inner)}: "
-                f"{_word(outer.kind)} goes inside {_word(inner.kind)}",
-                "write " + " | ".join(map(dsl.to_text, [*once, *sorted(nested, key=_place)])),
-            )
-    return (*once, *nested)
-
-
-def _check_class(stage: Stage) -> None:
-    expected = CLASSES.get(stage.kind)
-    if expected is None:
-        raise PipelineError(f"{dsl.to_text(stage)}: no {_word(stage.kind)} can run in this version", "leave it out")
-    if not isinstance(stage, expected):
-        message = f"{type(stage).__name__} is of the kind {_word(stage.kind)}, but extends no {expected.__name__}"
-        raise PipelineError(message, f"extend {expected.__name__}, or name another kind")
-
-
-def _place(stage: Stage) -> int:
-    return stage.kind.value
-
-
-def _check_chance(pipeline: Pipeline) -> None:
-    """Refuses a choice among candidates that must all be equal."""
-    chooser = next((s for s in pipeline.stages if s.kind is Kind.CHOOSING), None)
-    if chooser is None or pipeline.decoder.random or pipeline.proposer.random:
-        return
-    decoder, proposer = dsl.to_text(pipeline.decoder), dsl.to_text(pipeline.proposer)
-    raise PipelineError(
-        f"{dsl.to_text(chooser)} would choose among equal candidates: {decoder} over {proposer} has no randomness",
-        f"leave {decoder} out (then Sample(temperature=0.7) is used), or use a random proposer such as RoE(n=4)",
-    )
-
-
-def _word(kind: Kind) -> str:
-    return kind.name.lower()
 
 
 def _prompts(prompts: object) -> list[Prompt]:
