@@ -44,7 +44,7 @@ class Network:
     def varied(self, plan: RowPlan) -> Iterator[RoutingRecord]:
         """Rows of one forward differ as the plan says; what their routers choose is recorded."""
         with ExitStack() as stack:
-            record = stack.enter_context(watch(list(self.routers), plan.routing))
+            record = stack.enter_context(watch(self.routers, plan.routing))
             if plan.dropout is not None:
                 stack.enter_context(dropped(self.blocks, plan.dropout))
             if plan.early_layers:
@@ -58,7 +58,7 @@ class Network:
         marks = record.marks(batch, plan.n, experts) if self.routers else None
         if routing is None or routing.noisy is None:
             return Step(logits, marks)
-        return Step(logits, marks, record.changed(batch, plan.n, experts), routing.noisy.permute(1, 2, 0))
+        return Step(logits, marks, record.changed(batch, plan.n, experts), record.noisy(batch, plan.n))
 
     def prefills(self, record: RoutingRecord, real: Bool[Tensor, "batch length"]) -> list[Prefill]:
         """What every prompt ran; `real` are the columns that are not padding."""

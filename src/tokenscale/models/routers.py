@@ -2,6 +2,6 @@
 
 from tokenscale.models.routing.find import find_routers
 from tokenscale.models.routing.record import RoutingRecord
-from tokenscale.models.routing.router import Router, watch
+from tokenscale.models.routing.router import Router, no_noise, no_ranks, watch
 
-__all__ = ["Router", "RoutingRecord", "find_routers", "watch"]
+__all__ = ["Router", "RoutingRecord", "find_routers", "no_noise", "no_ranks", "watch"]

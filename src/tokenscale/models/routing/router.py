@@ -52,14 +52,25 @@ class Router:
     limits: str = ""
     fused: nn.Module | None = None
 
-    @property
-    def renormalise(self) -> bool | None:
-        return "renormalised" in self.family if "logits" in self.supports else None
-
     def lacks(self, *words: str) -> str:
         """Why the router cannot follow a routing that uses `words`; empty where it can."""
         missing = sorted(set(words) - self.supports)
         return f"{type(self.module).__name__} takes no {', no '.join(missing)}: {self.limits}" if missing else ""
+
+
+def no_noise(routers: Sequence[Router]) -> str:
+    """Why a model takes no routing noise, as the end of a sentence; empty where it does."""
+    with_choice = [router for router in routers if router.supports]
+    if not with_choice:
+        return routers[0].limits if routers else "it is a dense model, without routers"
+    return next((why for router in with_choice if (why := router.lacks("logits"))), "")
+
+
+def no_ranks(routers: Sequence[Router]) -> str:
+    """Why a model's rows cannot run other ranks of experts, as the end of a sentence; empty where they can."""
+    if not routers:
+        return "it is a dense model, without routers"
+    return next((why for router in routers if (why := router.lacks("ranks"))), "")
 
 
 def words(routing: Routing) -> set[str]:
