@@ -16,9 +16,10 @@ class Routing:
     Rows are the query rows of a step, or the positions of a prompt that is prefilled. Where
     `noisy[l, b, i]`, MoE layer l selects TopK(S + noise[l, b, i], k): S is the router logits R
     (`noise_on` "logits"), the scores that the router itself ranks, biases included ("scores"), or zero
-    ("nothing": every expert is as likely as another). Of experts ordered by S the first `keep_head`
-    are always selected, and only the first `candidate_pool` (None: all) can be. Gate weights come
-    from R ("original") or from R + noise ("perturbed"). All other choices are the model's, to the bit.
+    ("nothing": every expert is as likely as another). Of experts in the router's own order, without
+    noise, the first `keep_head` are always selected, and only the first `candidate_pool` (None: all)
+    can be. Gate weights come from R ("original") or from R + noise ("perturbed"; where noise is on
+    nothing, from the noise alone). All other choices are the model's, to the bit.
 
     `ranks[i]`, where given, is the first and last rank (1 is the best) of the experts that row i
     runs instead of its top k, without noise.
