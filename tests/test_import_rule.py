@@ -28,6 +28,7 @@ recipe_tune
 recipe
 experiments
 integrations
+cli_score cli_tune
 cli
 __init__ __main__
 """

@@ -20,6 +20,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table as RichTable
 
+from tokenscale.cli_score import score
+from tokenscale.cli_tune import tune
 from tokenscale.core.errors import PromptError, RoutingError, TokenscaleError, TokenscaleWarning
 
 if TYPE_CHECKING:
@@ -152,6 +154,10 @@ def generate(
     if not as_json:
         for note in result.notes:
             _say(f"note: {note}")
+
+
+app.command("score")(guarded("nothing was kept")(score))
+app.command("tune")(guarded("ended trials are kept; run the same command again to go on")(tune))
 
 
 @app.command("list")

@@ -193,7 +193,7 @@ def _text_ids(lm: LanguageModel, head: tuple[int, ...], text: Text, number: int)
 
 def _check_ids(lm: LanguageModel, ids: tuple[int, ...], scored: int, number: int) -> None:
     if scored < 1:
-        message = f"text {number} has {len(ids)} tokens and nothing before them, so none can be scored"
+        message = f"text {number} has no token that could be scored: the first of a text is only given"
         raise PromptError(message, "give a longer text, or a prompt before it")
     if len(ids) > lm.context_length:
         message = f"text {number} has {len(ids)} tokens, and the context of {lm.name} holds {lm.context_length}"
@@ -201,6 +201,28 @@ def _check_ids(lm: LanguageModel, ids: tuple[int, ...], scored: int, number: int
     wrong = [i for i in ids if not 0 <= i < lm.vocab_size]
     if wrong:
         raise PromptError(f"{lm.name} has no token id {wrong[0]} (text {number})", f"use ids below {lm.vocab_size}")
+
+
+def gain_interval(scores: Sequence[Score], level: float = 0.95) -> tuple[float | None, tuple[float, float] | None]:
+    """The gain per token over all texts, and its interval where there are at least two.
+
+    g = sum_i d_i / sum_i T_i, d_i being text i's sum of log_probs - clean_log_probs and T_i its tokens. The
+    interval is Student's, of a ratio estimate over k texts: s = sqrt(k / (k - 1) sum_i (d_i - g T_i)^2) / sum_i T_i
+    (Cochran 1977, section 2.11). (None, None) without a clean row, or where a difference is not a number.
+    """
+    if any(s.gain is None or not math.isfinite(s.gain) for s in scores):
+        return None, None
+    tokens = [len(s.log_probs) for s in scores]
+    sums = [float(s.gain or 0.0) * t for s, t in zip(scores, tokens, strict=True)]
+    gain, count = math.fsum(sums) / sum(tokens), len(scores)
+    if count < 2:
+        return gain, None
+    squares = math.fsum((d - gain * t) ** 2 for d, t in zip(sums, tokens, strict=True))
+    from scipy.stats import t as student  # here, since it takes long to load
+
+    quantile = float(student.ppf((1 + level) / 2, count - 1))
+    half = quantile * math.sqrt(count / (count - 1) * squares) / sum(tokens)
+    return gain, (gain - half, gain + half)
 
 
 @dataclass(frozen=True)
