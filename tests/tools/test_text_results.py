@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import tokenscale as ts
+from tools.demo_text.card import card
 from tools.demo_text.evaluate import (
     ROWS,
     TAUS,
@@ -120,3 +121,31 @@ def test_a_temperature_is_reported_as_a_change():
         {"losses": [2.0, 4.0], "clean_losses": [3.0, 5.0], "temperature": 1.1, "data_sha256": {}}, [1, 1]
     )
     assert found == {"data_sha256": {}, "temperature": 1.1, "change": -1.0, "half_width": 0.0}
+
+
+def test_card_takes_its_numbers_from_the_results():
+    training = {
+        "parameters": 3_710_000, "active_parameters": 950_000, "tokens": 5_000_000, "corpus_tokens": 500_000,
+        "steps": 830, "seed": 0, "gumbel_scale": 1.0, "curve": [{"step": 830, "loss": 2.34}],
+    }  # fmt: skip
+    other = report()
+    other["rows"] += [{**row, "current_kv": "clean"} for row in report()["rows"] if row["n"] == 8]
+    warm = {"temperature": 1.15, "change": -0.0612, "half_width": 0.007}
+    results = {
+        name: {
+            "training": training, "temperature": warm, "reference": table({**other, "one_expert_more": [4.0, 8.0]}),
+            "float16": {"tokens": 23_513, "float32": 3.37001, "stored_as_float16": 3.37002},
+        }
+        for name in NAMES
+    }  # fmt: skip
+    results["demo-text-noisy"]["clean_loss_above_twin"] = {"change": -0.03, "half_width": 0.02}
+    text = card(results, "demo-text", 2048)
+    for number in ("3.71 M", "0.95 M", "2,048", "5.0 M", "10 passes", "2.34", "+1.0000 ± 0.0000", "1.15", "-0.0612"):
+        assert number in text, number
+    # tau 1: (1 - n) / 3 for n = 2, 4, 8, 16.
+    assert "best at tau 1.0, where n = 2, 4, 8, 16 change the loss by -0.3333, -1.0000, -2.3333, -5.0000." in text
+    assert "| 16 | -0.5000 ±" in text
+    assert "the twin trained with noise is the better model, by 0.0300 ± 0.0200" in text
+    assert "1 * Gumbel" in card(results, "demo-text-noisy", 2048)
+    results["demo-text-noisy"]["clean_loss_above_twin"] = {"change": 0.01, "half_width": 0.02}
+    assert "may be chance" in card(results, "demo-text", 2048)
