@@ -220,7 +220,6 @@ def test_ctrl_c_ends_a_run_with_130_and_keeps_its_answers(tmp_path):
     code = """
         from tests.comparison import small_toy
         from tokenscale.experiments import execute
-        execute.PROBLEMS_PER_CHUNK = 1
         execute.load = small_toy
     """
     running = program(code, "run", "recipe.yaml", "--out", "out", cwd=tmp_path)

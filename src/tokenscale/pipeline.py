@@ -11,7 +11,7 @@ from tokenscale.core.data import Prompt, Result
 from tokenscale.core.decode import LocalBackend, LogitsProcessor, OnToken
 from tokenscale.core.errors import ArgumentError, CapabilityError, PipelineError, at_least
 from tokenscale.core.model import LanguageModel
-from tokenscale.core.run import run_problems
+from tokenscale.core.run import OnResult, run_problems
 from tokenscale.core.score import set_plain
 from tokenscale.core.strategy import (
     Aggregator,
@@ -141,6 +141,7 @@ class Pipeline(Composable):
         batch_size: int = 16,
         trace: bool = False,
         progress: Callable[[int, int], None] | None = None,
+        on_result: OnResult | None = None,
         processor: LogitsProcessor | None = None,
         on_token: OnToken | None = None,
     ) -> list[Result]:
@@ -148,9 +149,10 @@ class Pipeline(Composable):
 
         Equal seeds give equal draws, whatever `batch_size` (candidates decoded at once) and whatever
         else is asked. A candidate ends with the model's end token, a stop string, or `max_new_tokens`.
-        `trace` keeps per-token records; `progress(done, total)` is called as problems end. `processor`
-        (transformers' LogitsProcessorList fits) is applied once per token, to the aggregate's
-        log-probabilities; `on_token(ask, copy, token)` is called as tokens are decided.
+        `trace` keeps per-token records. As problems end, in whatever order, `on_result(number of the
+        prompt, result)` and `progress(done, total)` are called. `processor` (transformers'
+        LogitsProcessorList fits) is applied once per token, to the aggregate's log-probabilities;
+        `on_token(ask, copy, token)` is called as tokens are decided.
         Raises ArgumentError, PromptError and CapabilityError before anything is decoded.
         """
         asked = _prompts(prompts)
@@ -159,6 +161,7 @@ class Pipeline(Composable):
         at_least("run", "batch_size", batch_size, 1)
         stops = check_stop_strings("run", stop_strings)
         self.check(lm)
+        tell = on_result or (lambda index, result: None)
         backend = LocalBackend(
             lm,
             self.proposer,
@@ -178,6 +181,7 @@ class Pipeline(Composable):
             max_new_tokens=max_new_tokens,
             stop_strings=stops,
             progress=progress,
+            on_result=lambda index, result: tell(index, self.with_notes(result)),
         )
         return [self.with_notes(result) for result in results]
 

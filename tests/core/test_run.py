@@ -233,3 +233,22 @@ def test_progress_counts_problems() -> None:
     backend = Shuffled(Random(0), 2)
     run_problems(LM, backend, (), asked, seed=0, max_new_tokens=5, progress=lambda *args: seen.append(args))
     assert seen == [(0, 3), (1, 3), (2, 3), (3, 3)]
+
+
+def test_each_result_is_told_once_as_it_ends_before_the_progress() -> None:
+    told: list[Any] = []
+    asked = [Prompt(text=t) for t in "abcdef"]
+    results = run_problems(
+        LM,
+        Shuffled(Random(0), 2),
+        (),
+        asked,
+        seed=0,
+        max_new_tokens=5,
+        progress=lambda done, total: told.append(done),
+        on_result=lambda index, result: told.append((index, result)),
+    )
+    assert told[::2] == list(range(7))
+    ended = dict(told[1::2])
+    assert [ended[i] for i in range(6)] == results
+    assert list(ended) != sorted(ended)  # ends are in no order

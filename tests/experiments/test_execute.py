@@ -15,12 +15,7 @@ from tokenscale.experiments.store import Slot, Store
 from tokenscale.models.toy import ToyModel
 from tokenscale.pipeline import Pipeline
 
-pytestmark = pytest.mark.usefixtures("tiny_task", "small_chunks")
-
-
-@pytest.fixture
-def small_chunks(monkeypatch):
-    monkeypatch.setattr(module, "PROBLEMS_PER_CHUNK", 2)
+pytestmark = pytest.mark.usefixtures("tiny_task")
 
 
 def still():
@@ -93,6 +88,39 @@ def test_a_killed_run_goes_on_to_the_same_report(load, toy, tmp_path, seed):
             (broken / report).unlink(missing_ok=True)
     execute(recipe, broken, open_model=toy, clock=still)
     assert contents(broken) == contents(whole)
+
+
+@pytest.mark.parametrize("last", [1, 3])
+def test_an_answer_is_kept_as_soon_as_it_is_there(load, toy, tmp_path, last):
+    """Also where more problems share the batch: those that have ended are kept, in the order of their ends."""
+
+    def kill(progress):
+        if progress.done == last:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        execute(load(), tmp_path / "out", open_model=toy, progress=kill)
+    store = Store(tmp_path / "out", {})
+    rows = store.rows(Slot("arithmetic", "toy", "greedy", 0))
+    store.close()
+    assert len(rows) == last
+    seen = []
+    execute(load(), tmp_path / "out", open_model=toy, progress=seen.append)
+    assert (seen[0].done, seen[-1].done) == (last, 15)
+
+
+def test_all_problems_of_an_arm_share_one_call(load, toy, tmp_path, monkeypatch):
+    """So that the batch stays full to the end; the seconds of its answers add up to those of the call."""
+    run, asked, ticks = Pipeline.run, [], itertools.count()
+
+    def counted(self, lm, prompts, **options):
+        asked.append(len(prompts))
+        return run(self, lm, prompts, **options)
+
+    monkeypatch.setattr(Pipeline, "run", counted)
+    report = execute(load(), tmp_path / "out", open_model=toy, clock=lambda: next(ticks))
+    assert asked == [5, 5, 5]
+    assert [arm["seconds"] for arm in report["arms"]] == [5, 5, 5]
 
 
 def test_a_finished_run_is_not_run_again(load, toy, tmp_path, monkeypatch):

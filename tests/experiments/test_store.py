@@ -1,5 +1,7 @@
 """The answers on disk: what is whole stays, what is not is dropped, other facts are refused."""
 
+import json
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -64,6 +66,13 @@ def test_a_cut_line_is_dropped_without_repair_too(store):
 def test_the_first_of_two_rows_counts(store):
     store.append(SLOT, [row(0), {**row(0), "text": "later"}])
     assert store.rows(SLOT)["p0"]["text"] == row(0)["text"]
+
+
+def test_a_complete_file_is_put_in_order(store):
+    store.append(SLOT, [row(2), row(0), row(1)])
+    store.arrange(SLOT, ["p0", "p1", "p2"])
+    assert [json.loads(line)["row"]["id"] for line in path(store).read_bytes().splitlines()] == ["p0", "p1", "p2"]
+    assert list(store.rows(SLOT).values()) == [row(i) for i in range(3)]
 
 
 def test_numbers_that_are_not_finite_are_never_written(store):

@@ -22,6 +22,7 @@ from tokenscale.core.noise import Stream, prompt_key
 from tokenscale.core.strategy import Asks, Kind, SequenceStrategy
 
 Progress = Callable[[int, int], None]
+OnResult = Callable[[int, Result], None]
 
 
 @dataclass
@@ -210,12 +211,14 @@ def run_problems(
     max_new_tokens: int,
     stop_strings: tuple[str, ...] = (),
     progress: Progress | None = None,
+    on_result: OnResult | None = None,
 ) -> list[Result]:
     """Answers every prompt; results in the order of the prompts.
 
     `strategies` go from inner to outer. A problem's stream is (seed, key), the key being the prompt's
     own or the hash of its token ids and the number of its repeat. New problems are opened while the
-    backend is hungry. `progress(done, total)` is called at the start and after each problem.
+    backend is hungry. As each problem ends, in whatever order, `on_result(number of its prompt, result)`
+    is called, and then `progress(done, total)`, which is called at the start too.
     Whatever ends the call early (an error, Ctrl-C) first cancels what is outstanding.
     Raises PromptError before any decoding for a prompt that cannot be encoded or fills the context; one
     that a strategy makes too long is refused when its turn comes.
@@ -224,6 +227,7 @@ def run_problems(
     results: list[Result | None] = [None] * len(prompts)
     runner, done = _Runner(backend, strategies), 0
     report = progress or (lambda done, total: None)
+    tell = on_result or (lambda index, result: None)
     report(done, len(prompts))
     try:
         while asks or runner.outstanding:
@@ -234,7 +238,8 @@ def run_problems(
             for completion in backend.advance() if runner.outstanding else ():
                 ended += runner.take(completion)
             for problem in ended:
-                results[problem.index] = _result(problem, Ledger(), seed)
+                results[problem.index] = result = _result(problem, Ledger(), seed)
+                tell(problem.index, result)
                 done += 1
                 report(done, len(prompts))
     finally:

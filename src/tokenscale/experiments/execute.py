@@ -25,8 +25,6 @@ from tokenscale.recipe import Recipe
 from tokenscale.recipe_sections import ModelSection
 from tokenscale.spec import REF
 
-# Long enough to keep a batch full, short enough that a killed run loses little.
-PROBLEMS_PER_CHUNK = 64
 AUTO_BATCH_SIZE = 64
 LIBRARIES = ("tokenscale", "torch", "transformers", "numpy")
 
@@ -155,38 +153,46 @@ class _Run:
                     self._slot(Slot(task, name, arm_name, seed), lm)
 
     def _slot(self, slot: Slot, lm: LanguageModel) -> None:
-        """What one file still lacks, chunk by chunk."""
+        """What one file still lacks; in the end its rows are in the order of the problems."""
+        problems = self._problems[slot.task]
         kept = self._store.repair(slot)
         self._count(slot, list(kept.values()))
-        missing = [p for p in self._problems[slot.task] if p.id not in kept]
-        for start in range(0, len(missing), PROBLEMS_PER_CHUNK):
-            rows = self._answer(slot, lm, missing[start : start + PROBLEMS_PER_CHUNK])
-            self._store.append(slot, rows)
-            self._count(slot, rows)
+        missing = [p for p in problems if p.id not in kept]
+        if missing:
+            self._answer(slot, lm, missing)
+        self._store.arrange(slot, [p.id for p in problems])
 
     def _count(self, slot: Slot, rows: Sequence[Row]) -> None:
         self._done += len(rows)
         self._cost = sum((Cost(**row["cost"]) for row in rows), self._cost)
         self._report(Progress(slot, self._done, self._total, self._cost))
 
-    def _answer(self, slot: Slot, lm: LanguageModel, problems: Sequence[Problem]) -> list[Row]:
+    def _answer(self, slot: Slot, lm: LanguageModel, problems: Sequence[Problem]) -> None:
+        """Answers problems and keeps each answer as soon as it is there."""
         arm, task = self._recipe.arms[slot.arm], find_task(slot.task)
         generation, before = self._recipe.generation, self._clock()
-        results = arm.pipeline.run(
+
+        def keep(index: int, result: Result) -> None:
+            nonlocal before
+            now = self._clock()
+            row = _row(task, problems[index], result, now - before)
+            before = now
+            self._store.append(slot, [row])
+            self._count(slot, [row])
+
+        arm.pipeline.run(
             lm,
             prompts(task, problems, arm.prompt or self._recipe.prompt, lm),
             seed=slot.seed,
             max_new_tokens=generation.max_new_tokens,
             stop_strings=generation.stop_strings,
             batch_size=self._batch_size,
-            progress=lambda done, _: self._report(Progress(slot, self._done + done, self._total, self._cost)),
+            on_result=keep,
         )
-        seconds = (self._clock() - before) / len(problems)
-        return [_row(task, problem, result, seconds) for problem, result in zip(problems, results, strict=True)]
 
 
 def _row(task: Task, problem: Problem, result: Result, seconds: float) -> Row:
-    """What is kept of one answer. `seconds` is the chunk's time over its problems."""
+    """What is kept of one answer. `seconds` is the time since the answer before it: their sum is the run's."""
     return {
         **result.to_dict(),
         "id": problem.id,

@@ -149,6 +149,12 @@ class Store:
                 write_bytes(path, whole)
         return rows
 
+    def arrange(self, slot: Slot, ids: Sequence[str]) -> None:
+        """Puts the rows of a complete file into the order of `ids`, so that equal runs have equal files."""
+        rows = self.rows(slot)
+        if list(rows) != list(ids):
+            write_bytes(self.folder / "answers" / slot.file, b"".join(_encoded(rows[i]) for i in ids))
+
     def append(self, slot: Slot, rows: Sequence[Row]) -> None:
         """Adds rows and waits until the disk has them. Each row has its problem's `id`."""
         with (self.folder / "answers" / slot.file).open("ab") as file:
@@ -182,7 +188,10 @@ def _differences(old: Any, new: Any, at: str) -> list[str]:
 def write_bytes(path: Path, content: bytes) -> None:
     """Replaces a file's content at once: whoever reads sees the old or the new one."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_bytes(content)
+    with draft.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(draft, path)
 
 
