@@ -28,6 +28,14 @@ from tokenscale.recipe_sections import (
     refuse,
 )
 from tokenscale.recipe_text import Loc, Problem, Source, override, read, refusal
+from tokenscale.recipe_tune import (
+    BoundsSection,
+    BudgetSection,
+    TextFilesSection,
+    TuneSection,
+    TuningDataSection,
+    tune_problems,
+)
 
 
 class Recipe(Section):
@@ -51,6 +59,9 @@ class Recipe(Section):
     )
     margin: Annotated[float, Strict(), Field(ge=0)] | None = Field(
         default=None, description="points of accuracy, or null"
+    )
+    tune: TuneSection | None = Field(
+        default=None, description="{budget: {trials: 50}, objective: perplexity, parameters: {roe: {tau: ...}}}"
     )
     run: RunSection = Field(default=RunSection(), description="{batch_size: auto, workers: 1}")
 
@@ -83,6 +94,8 @@ class Recipe(Section):
         except ValidationError as error:
             raise refusal(_problems(source, error.errors())) from None
         problems = [*_contrast_problems(recipe, source), *_task_problems(recipe, source)]
+        if recipe.tune is not None:
+            problems += tune_problems(recipe.tune, recipe.arms, recipe.models, recipe.tasks, source)
         if problems:
             raise refusal(problems)
         return recipe
@@ -102,9 +115,14 @@ SECTIONS: dict[tuple[str, ...], type[Section]] = {
     ("arms", "*"): ArmSection,
     ("arms", "*", "prompt"): PromptSection,
     ("run",): RunSection,
+    ("tune",): TuneSection,
+    ("tune", "budget"): BudgetSection,
+    ("tune", "data"): TuningDataSection,
+    ("tune", "test"): TuningDataSection,
+    ("tune", "text_files"): TextFilesSection,
+    ("tune", "parameters", "*", "*"): BoundsSection,
 }
 NOT_YET = {
-    "tune": "leave it out, and write parameters as numbers, such as RoE(n=4, tau=0.3)",
     "path": "leave it out: the task's own problems are used",
     "template": "leave it out: the task's own prompt is used",
     "cluster": "leave it out: each problem stands for itself",
@@ -160,16 +178,23 @@ def _unknown_key(source: Source, loc: Loc) -> Problem:
 
 
 def _section(loc: Loc) -> type[Section]:
-    """The section at a place; within a section that a name selects, the name does not matter."""
-    pattern = tuple("*" if i == 1 else str(part) for i, part in enumerate(loc))
-    return SECTIONS[pattern]
+    """The section at a place."""
+    found = _section_or_none(loc)
+    assert found is not None
+    return found
+
+
+def _section_or_none(loc: Loc) -> type[Section] | None:
+    """The section at a place; within one that a name selects, the name does not matter."""
+    fitting = [p for p in SECTIONS if len(p) == len(loc) and all(a in ("*", b) for a, b in zip(p, loc, strict=True))]
+    return SECTIONS[min(fitting, key=lambda pattern: pattern.count("*"))] if fitting else None
 
 
 def _form(loc: Loc) -> str:
     """What may be written at a place: the description of the nearest field around it."""
     for end in range(len(loc), 0, -1):
-        pattern = tuple("*" if i == 1 else str(part) for i, part in enumerate(loc[: end - 1]))
-        field = SECTIONS[pattern].model_fields.get(str(loc[end - 1])) if pattern in SECTIONS else None
+        section = _section_or_none(loc[: end - 1])
+        field = section.model_fields.get(str(loc[end - 1])) if section is not None else None
         if field is not None and field.description:
             return field.description
     return "a mapping of keys"

@@ -158,7 +158,6 @@ LATER = [
         "`budgets` are not known yet",
         "leave them out",
     ),
-    ("question: Why?", "question: Why?\ntune: {tau: [0, 1]}", "the key 'tune' is not known yet", "as numbers"),
     ("{limit: 10}", "{path: a.jsonl}", "the key 'path' under tasks.arithmetic is not known yet", "own problems"),
     ("{limit: 10}", '{template: "{q}"}', "the key 'template' under tasks.arithmetic is not known yet", "own prompt"),
     ("{limit: 10}", "{cluster: topic}", "the key 'cluster' under tasks.arithmetic is not known yet", "each problem"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -84,11 +85,26 @@ def execute(
 def facts(recipe: Recipe, problems: Mapping[str, Sequence[Problem]]) -> dict[str, Any]:
     """What a run's answers depend on, but the models, which are added when they are loaded."""
     described = recipe.resolved()
-    del described["run"]
+    del described["run"], described["tune"]
     data = {name: digest(drawn) for name, drawn in problems.items()}
     files = {name: plugins.digest(name) for name in sorted(set(_references(described["arms"])))}
     versions = {name: version(name) for name in LIBRARIES}
-    return {"recipe": described, "data": data, "plugins": files, "versions": versions}
+    profiles = {path: _digest(path) for path in sorted(set(_profiles(described["arms"])))}
+    found = {"recipe": described, "data": data, "plugins": files, "versions": versions}
+    return found | {"profiles": profiles} if profiles else found
+
+
+def _digest(path: str) -> str:
+    return hashlib.blake2b(Path(path).read_bytes(), digest_size=8).hexdigest()
+
+
+def _profiles(value: object) -> Iterator[str]:
+    """The files that specs name as tuned noise: a `tau` that is text."""
+    if isinstance(value, Mapping) and isinstance(value.get("tau"), str) and Path(value["tau"]).is_file():
+        yield value["tau"]
+    if isinstance(value, Mapping | list):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _profiles(part)
 
 
 def _references(value: object) -> Iterator[str]:

@@ -18,6 +18,15 @@ class Profile:
     taus: tuple[float, ...]
     fingerprint: str
 
+    def check(self, owner: str, path: str, used: tuple[float, ...]) -> None:
+        """Refuses clean layers that the profile has noise for: what runs would not be what was tuned."""
+        lost = [layer for layer, pair in enumerate(zip(self.taus, used, strict=True)) if pair[0] != pair[1]]
+        if not lost:
+            return
+        least = min(min(layer, len(used) - 1 - layer) for layer in lost)
+        message = f"{owner}(tau={path!r}): MoE layer {lost[0]} is clean, and this profile has tau={self.taus[lost[0]]}"
+        raise ArgumentError(f"{message} there", f"write clean_layers={least}")
+
 
 def load_profile(path: str) -> Profile:
     """The profile of a YAML file: a mapping with `tau` (a number per MoE layer) and `fingerprint`.

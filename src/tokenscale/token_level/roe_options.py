@@ -118,6 +118,8 @@ class NoisyRows(TokenProposer):
         if not isinstance(self.tau, float) and len(self._given) != layers:
             message = f"{name}(tau=...): tau has {len(self._given)} entries, and {lm.name} has {layers} MoE layers"
             raise ArgumentError(message, f"give {layers} numbers, or one for all layers")
+        if self.profile is not None:
+            self.profile.check(name, str(self.tau), self.taus(layers))
         if self.random and not any(self.taus(layers)):
             raise ArgumentError(
                 f"{name}(clean_layers={self.clean_layers}) leaves none of the {layers} MoE layers of {lm.name} noisy",
