@@ -13,9 +13,9 @@ from pydantic_core import ErrorDetails
 from tokenscale.core.errors import nearest
 from tokenscale.recipe_sections import (
     FIXED_WIDTH,
+    ONE_ARM_EACH,
     TASKS,
     ArmSection,
-    CalibrationSection,
     GenerationSection,
     ModelSection,
     Name,
@@ -52,7 +52,6 @@ class Recipe(Section):
     seeds: tuple[Annotated[int, Strict(), Field(ge=0)], ...] = Field(
         default=(0,), min_length=1, description="seeds: [0, 1, 2]"
     )
-    budgets: tuple[Any, ...] = Field(default=(), description="no `budgets`: " + FIXED_WIDTH)
     arms: dict[Name, ArmSection] = Field(min_length=1, description='arms: {greedy: Greedy(), roe: "RoE(n=4)"}')
     contrasts: tuple[tuple[Text, Text], ...] = Field(
         default=(), description="pairs of arms: [[roe, greedy], [both, vote]]"
@@ -71,13 +70,6 @@ class Recipe(Section):
         twice = [seed for seed in value if value.count(seed) > 1]
         if twice:
             raise refuse(f"{twice[0]} stands twice", "write each seed once")
-        return value
-
-    @field_validator("budgets")
-    @classmethod
-    def _no_budgets(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
-        if value:
-            raise refuse("`budgets` are not known yet to this version", "leave them out: " + FIXED_WIDTH)
         return value
 
     @classmethod
@@ -109,7 +101,6 @@ SECTIONS: dict[tuple[str, ...], type[Section]] = {
     (): Recipe,
     ("models", "*"): ModelSection,
     ("tasks", "*"): TaskSection,
-    ("tasks", "*", "calibration"): CalibrationSection,
     ("prompt",): PromptSection,
     ("generation",): GenerationSection,
     ("arms", "*"): ArmSection,
@@ -126,6 +117,9 @@ NOT_YET = {
     "path": "leave it out: the task's own problems are used",
     "template": "leave it out: the task's own prompt is used",
     "cluster": "leave it out: each problem stands for itself",
+    "calibration": "leave it out: nothing is chosen by this version, so nothing is chosen on it",
+    "budgets": f"leave it out: {FIXED_WIDTH}",
+    "sweep": f"leave it out: {ONE_ARM_EACH}",
 }
 WORDS = {
     "model_type": "must be a mapping",
@@ -171,7 +165,7 @@ def _unknown_key(source: Source, loc: Loc) -> Problem:
     section = _section(tuple(parent))
     place = source.keys.get(loc, source.place(loc))
     under = f" under {_dotted(tuple(parent))}" if parent else ""
-    if key in NOT_YET and section in (Recipe, TaskSection):
+    if key in NOT_YET and section in (Recipe, TaskSection, ArmSection):
         return Problem(place, f"the key {key!r}{under} is not known yet to this version", NOT_YET[str(key)])
     hint = "write it in a recipe file" if loc == ("include",) else nearest(str(key), section.model_fields)
     return Problem(place, f"unknown key {key!r:.80}{under}", hint)
@@ -230,13 +224,6 @@ def _task_problems(recipe: Recipe, source: Source) -> list[Problem]:
         problems += _too_many(source, ("tasks", name, "limit"), task.limit, name, task.split)
         for where, count in shots.items():
             problems += _too_many(source, where, count, name, "validation")
-        calibration = source.place(("tasks", name, "calibration"))
-        if task.calibration is not None:
-            where = ("tasks", name, "calibration", "limit")
-            problems += _too_many(source, where, task.calibration.limit, name, task.calibration.split)
-        if task.calibration is not None and task.calibration.split == task.split:
-            message = f"tasks.{name} calibrates on the split {task.split!r} that it reports"
-            problems.append(Problem(calibration, message, "calibrate on validation and report test"))
         if any(shots.values()) and task.split == "validation":
             message = f"tasks.{name} reports the validation split, from which the few-shot examples come"
             problems.append(Problem(source.place(("tasks", name, "split")), message, "report the test split"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import (
@@ -124,19 +124,11 @@ class ModelSection(Section):
     attn_implementation: Text | None = Field(default=None, description="eager, sdpa, or null")
 
 
-class CalibrationSection(Section):
-    """Problems that widths and parameters are chosen on, apart from those that are reported."""
-
-    split: Literal["validation", "test"] = Field(default="validation", description="validation or test")
-    limit: Count | None = Field(default=200, description="a whole number of problems from 1, or null for all")
-
-
 class TaskSection(Section):
     """Which problems of a task are reported. `limit` draws a random sample, the same for every arm and seed."""
 
     split: Literal["validation", "test"] = Field(default="test", description="validation or test")
     limit: Count | None = Field(default=None, description="a whole number of problems from 1, or null for all")
-    calibration: CalibrationSection | None = Field(default=None, description="{split: validation, limit: 200}, or null")
 
 
 class PromptSection(Section):
@@ -160,19 +152,12 @@ class ArmSection(Section):
     """One competitor. Text and spec lists are short for a mapping with `pipeline` alone."""
 
     pipeline: ArmPipeline = Field(description='text such as "RoE(n=4) | SelfConsistency(k=5)"')
-    sweep: dict[str, Any] | None = Field(default=None, description=ONE_ARM_EACH)
     prompt: PromptSection | None = Field(default=None, description="a mapping like the recipe's own prompt, or null")
 
     @model_validator(mode="before")
     @classmethod
     def _short_form(cls, value: object) -> object:
         return value if isinstance(value, Mapping) else {"pipeline": value}
-
-    @field_validator("sweep")
-    @classmethod
-    def _no_sweep(cls, value: object) -> None:
-        if value is not None:
-            raise refuse("`sweep` is not known yet to this version", ONE_ARM_EACH)
 
 
 class RunSection(Section):

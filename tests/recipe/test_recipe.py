@@ -18,7 +18,7 @@ from tokenscale.sequence_level.self_consistency import SelfConsistency
 def test_every_key_is_read(load):
     recipe = load(FULL)
     assert recipe.models["noisy"].dtype == "bfloat16"
-    assert recipe.tasks["arithmetic"].calibration.limit == 200
+    assert recipe.tasks["arithmetic"].limit == 2000
     assert recipe.generation.stop_strings == ("\nQ:",)
     assert recipe.arms["vote"].pipeline == Pipeline.parse("SelfConsistency(k=5)")
     assert recipe.arms["roe"].prompt.few_shot == 2
@@ -28,7 +28,7 @@ def test_every_key_is_read(load):
 
 def test_defaults(load):
     recipe = load(SMALL)
-    assert (recipe.seeds, recipe.budgets, recipe.contrasts, recipe.margin) == ((0,), (), (), None)
+    assert (recipe.seeds, recipe.contrasts, recipe.margin) == ((0,), (), None)
     assert recipe.tasks["arithmetic"].split == "test"
     assert recipe.generation.max_new_tokens == 256
     assert recipe.prompt.chat == "auto"
@@ -61,19 +61,11 @@ WRONG = [
     ("{limit: 10}", "{limit: true}", 4, 29, "tasks.arithmetic.limit: must be a valid integer, got True", "from 1"),
     ("{limit: 10}", "{limit: 1.0}", 4, 29, "tasks.arithmetic.limit: must be a valid integer, got 1.0", "from 1"),
     ("{limit: 10}", "{split: train}", 4, 29, "tasks.arithmetic.split: must be 'validation' or 'test'", "validation"),
-    (
-        "{limit: 10}",
-        "{calibration: {split: test}}",
-        4,
-        35,
-        "calibrates on the split 'test' that it reports",
-        "validation",
-    ),
     ("Greedy()", "Greddy()", 6, 11, "Greddy", "did you mean 'Greedy'?"),
     ("Greedy()", "RoE(n=0)", 6, 11, "n must be at least 1", "n=1"),
     ("Greedy()", "RoE(n=2) | RoE(n=4)", 6, 11, "arms.greedy.pipeline:", ""),
     ("Greedy()", "5", 6, 11, "arms.greedy.pipeline: a pipeline is text or a spec list, got 5", "RoE(n=4)"),
-    ("Greedy()", "{sweep: null}", 6, 11, "the key 'arms.greedy.pipeline' is missing", "add it"),
+    ("Greedy()", "{prompt: null}", 6, 11, "the key 'arms.greedy.pipeline' is missing", "add it"),
     ("Greedy()", "{pipeline: Greedy(), promt: {}}", 6, 32, "unknown key 'promt' under arms.greedy", "'prompt'"),
     ("Greedy()", "{pipeline: Greedy(), prompt: {chat: 3}}", 6, 47, "arms.greedy.prompt.chat:", "auto, true or false"),
     ("  greedy: Greedy()", "  {greedy: RoE(n=2, tau=0.3)}", 6, 21, "'tau=0.3)' is not a name", "in quotes"),
@@ -103,14 +95,6 @@ WRONG = [
         "report the test split",
     ),
     ("{limit: 10}", "{limit: 2001}", 4, 29, "the test split of arithmetic has 2000 problems", "limit: 2000"),
-    (
-        "{limit: 10}",
-        "{calibration: {limit: 3000}}",
-        4,
-        43,
-        "tasks.arithmetic.calibration.limit is 3000, and the validation split",
-        "limit: 2000",
-    ),
     ("Greedy()", "{pipeline: Greedy(), prompt: {few_shot: 9999}}", 6, 51, "greedy.prompt.few_shot is 9999", "2000"),
     ("question: Why?", "question: Why?\nprompt: {few_shot: 2001}", 3, 20, "prompt.few_shot is 2001", "2000"),
     ("{path: demo}", "{path: demo, dtype: float99}", 3, 36, "no floating-point dtype 'float99'", "bfloat16"),
@@ -151,15 +135,21 @@ LATER = [
     ("Greedy()", "[{SelfConsistency: {k: auto}}]", "`auto` widths", "SelfConsistency(k=5)"),
     ("Greedy()", "[{RoE: {n: $n}}]", "a `$` stands for a value of a sweep", "one arm per value"),
     ("Greedy()", "RoE(n=$n)", "a `$` stands for a value of a sweep", "one arm per value"),
-    ("Greedy()", '{pipeline: "RoE(n=4)", sweep: {n: [2, 4]}}', "`sweep` is not known yet", "one arm per value"),
+    ("Greedy()", '{pipeline: "RoE(n=4)", sweep: {n: [2, 4]}}', "the key 'sweep' under arms.greedy is", "one arm per"),
     (
         "question: Why?",
         "question: Why?\nbudgets: [{flops: 4x greedy}]",
-        "`budgets` are not known yet",
-        "leave them out",
+        "the key 'budgets' is not known yet",
+        "leave it out: write a number",
     ),
     ("{limit: 10}", "{path: a.jsonl}", "the key 'path' under tasks.arithmetic is not known yet", "own problems"),
     ("{limit: 10}", '{template: "{q}"}', "the key 'template' under tasks.arithmetic is not known yet", "own prompt"),
+    (
+        "{limit: 10}",
+        "{calibration: {limit: 200}}",
+        "the key 'calibration' under tasks.arithmetic is not known yet",
+        "leave it out",
+    ),
     ("{limit: 10}", "{cluster: topic}", "the key 'cluster' under tasks.arithmetic is not known yet", "each problem"),
     ("question: Why?", "question: Why?\nrun: {workers: 2}", "several workers are not known yet", "workers: 1"),
 ]
@@ -171,6 +161,15 @@ def test_what_later_versions_bring_is_refused_by_name(load, old, new, message, h
         load(SMALL.replace(old, new, 1))
     assert message in caught.value.message
     assert hint in caught.value.hint
+
+
+def test_what_is_refused_by_name_is_neither_offered_nor_part_of_the_resolved_recipe(load):
+    with pytest.raises(RecipeError, match="known: arms, contrasts, generation, margin,"):
+        load(SMALL + "armz: {}\n")
+    resolved = load(SMALL).resolved()
+    assert "budgets" not in resolved
+    assert set(resolved["tasks"]["arithmetic"]) == {"split", "limit"}
+    assert set(resolved["arms"]["greedy"]) == {"pipeline", "prompt"}
 
 
 TEXTS = ["It costs $5.", "$n", "set k=auto, now", 'say "auto" (auto)', "it's $1", 'a \\" b="$"']

@@ -64,7 +64,6 @@ def test_arguments_are_laid_over_the_file(load):
         "margin=",
     )
     assert recipe.tasks["arithmetic"].limit == 20
-    assert recipe.tasks["arithmetic"].calibration.limit == 200
     assert recipe.seeds == (7,)
     assert recipe.arms["roe"].pipeline == Pipeline.parse("RoE(n=8, tau=0.5)")
     assert recipe.arms["wide"].pipeline == Pipeline.parse("RoE(n=16)")

@@ -7,7 +7,7 @@ models:
   demo: {path: demo}
   noisy: {path: demo-noisy, dtype: bfloat16}
 tasks:
-  arithmetic: {split: test, limit: 2000, calibration: {split: validation, limit: 200}}
+  arithmetic: {split: test, limit: 2000}
 prompt: {chat: auto, system: null, few_shot: null}
 generation: {max_new_tokens: 96, stop_strings: ["\\nQ:"]}
 seeds: [0, 1, 2]
