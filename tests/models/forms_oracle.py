@@ -1,7 +1,8 @@
 """What rows should be: one full forward per row, without a cache, alone in its batch.
 
 A row's own choices are made by what is independent of the forms: routers are told by `watch`, whose
-tests are elsewhere; the clean row's key comes from a cache that gives what it stored and takes nothing.
+tests are elsewhere (it also keeps doge's router, which mixes the tokens of a text, causal). The clean
+row's key comes from a cache that gives what it stored and takes nothing.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ class Oracle:
     def with_clean_key(self, ids: Sequence[int], noise: torch.Tensor, window: int | None = None) -> torch.Tensor:
         """Logits of a noisy row that sees the clean row's keys and values of the last token instead of its own."""
         cache = DynamicCache()
-        self.model(input_ids=torch.tensor([list(ids)]), cache=cache, use_cache=True)
+        with watch(self.routers, None):
+            self.model(input_ids=torch.tensor([list(ids)]), cache=cache, use_cache=True)
         for layer in cache.layers:
             if window is not None:
                 layer.keys, layer.values = layer.keys[..., -window:, :], layer.values[..., -window:, :]
@@ -74,10 +76,29 @@ class Oracle:
             ).logits[0, -1]
 
     @torch.no_grad()
-    def early(self, ids: Sequence[int], layer: int, norm: Any) -> torch.Tensor:
-        """lm_head after the final norm of what a decoder layer put out for the last token."""
-        out = self.model(input_ids=torch.tensor([list(ids)]), use_cache=False, output_hidden_states=True)
-        return self.model.get_output_embeddings()(norm(out.hidden_states[layer + 1][0, -1]))
+    def early(self, ids: Sequence[int], layers: Sequence[int], norm: Any) -> torch.Tensor:
+        """Logits of what decoder layers put out for the last token, from the states that transformers records.
+
+        The state behind the last layer is recorded after the norm already. What a model does behind
+        lm_head is done by running it again on the one position.
+        """
+        with watch(self.routers, None):
+            out = self.model(input_ids=torch.tensor([list(ids)]), use_cache=False, output_hidden_states=True)
+        states = out.hidden_states
+        normed = [states[i + 1] if i + 2 == len(states) else norm(states[i + 1]) for i in layers]
+        return torch.stack([self._head(state[0, -1]) for state in normed])
+
+    def _head(self, state: torch.Tensor) -> torch.Tensor:
+        def given(module: Any, args: Any, output: Any) -> Any:
+            output.last_hidden_state = state[None, None]
+            return output
+
+        decoder = self.model.base_model if self.model.base_model is not self.model else self.model.model
+        handle = decoder.register_forward_hook(given)
+        try:
+            return self.model(input_ids=torch.tensor([[5]]), use_cache=False).logits[0, -1]
+        finally:
+            handle.remove()
 
 
 @contextmanager

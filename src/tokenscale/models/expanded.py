@@ -172,7 +172,7 @@ class Expanded:
         return network.step(logits if plan.early_layers else logits.view(batch, n, -1), record, plan)
 
 
-NO_CLEAN_KEYS = "rows cannot see the clean row's key: every row folds the current token into a state of its own"
+NO_CLEAN_KEYS = "in the expanded form every row has a cache of its own, so none sees the clean row's key"
 
 
 def copied(cache: Cache | None) -> Cache | None:

@@ -20,21 +20,13 @@ from transformers.utils import logging
 
 from tokenscale.core.data import Prompt
 from tokenscale.core.errors import ModelError
-from tokenscale.core.model import (
-    CLEAN_CURRENT_KV,
-    DROPOUT,
-    EARLY_LAYERS,
-    ROUTING_NOISE,
-    LanguageModel,
-    State,
-    set_opener,
-)
+from tokenscale.core.model import LanguageModel, State, set_opener
 from tokenscale.core.plan import PLAIN, Routing, RowPlan
 from tokenscale.core.step import Step
 from tokenscale.core.stepped import Given, Outcome
 from tokenscale.core.strategy import Aggregator, TokenProposer
 from tokenscale.models.blocks import find_blocks
-from tokenscale.models.expanded import NO_CLEAN_KEYS, Expanded
+from tokenscale.models.expanded import Expanded
 from tokenscale.models.fingerprint import fingerprint
 from tokenscale.models.network import Network
 from tokenscale.models.query_rows import QueryRows
@@ -42,7 +34,7 @@ from tokenscale.models.routers import find_routers
 from tokenscale.models.scoring import score_texts
 from tokenscale.models.shape import model_shape
 from tokenscale.models.source import LOADABLE, PACKAGED, find
-from tokenscale.models.supported import cache_form, cache_keyword, refuse_hidden_experts
+from tokenscale.models.supported import cache_form, cache_keyword, missing, refuse_hidden_experts
 from tokenscale.models.text import decode, encode
 
 PREFILL_TOKENS = 8192  # tokens, padding included, of one prefill forward
@@ -107,7 +99,7 @@ def wrap(model: Any, tokenizer: Any = None) -> HFModel:
     """What `load` returns, for a transformers model in memory, which is left as it is.
 
     Without a tokenizer only prompts of token ids run, and nothing reads text. Raises ModelError for a
-    model that is not causal, is in training mode, or whose layers are not attention layers.
+    model that is not causal or is in training mode.
     """
     return HFModel(model, tokenizer, getattr(model, "name_or_path", "") or type(model).__name__)
 
@@ -136,9 +128,8 @@ class HFModel(LanguageModel):
         self.network = Network(model, routers, self.shape, blocks, cache_keyword(model))
         expanded = form.name == "expanded"
         self.rows = Expanded(self.network, form.pads) if expanded else QueryRows(self.network, form.windows)
-        self._lacks = self._missing()
-        known = (ROUTING_NOISE, DROPOUT, EARLY_LAYERS, CLEAN_CURRENT_KV)
-        self.capabilities = frozenset(name for name in known if not self._lacks[name])
+        self._lacks = missing(self.network, form)
+        self.capabilities = frozenset(name for name, why in self._lacks.items() if not why)
         self.context_length = getattr(config, "max_position_embeddings", None) or 2**31
         self.vocab_size = model.get_output_embeddings().weight.shape[0]
         self._read_generation_config(model.generation_config)
@@ -151,17 +142,6 @@ class HFModel(LanguageModel):
         names = ("temperature", "top_k", "top_p", "min_p")
         set_by_model = {name: getattr(generation, name, None) for name in names}
         self.sampling_defaults: Mapping[str, float] = {k: v for k, v in set_by_model.items() if v is not None}
-
-    def _missing(self) -> dict[str, str]:
-        """Why a capability is not to be had, as the end of a sentence; empty where it is."""
-        unknown = {type(r.module).__name__ for r in self.network.routers if r.renormalise is None}
-        noise = f"its routers ({', '.join(sorted(unknown))}) are not softmax routers" if unknown else ""
-        return {
-            ROUTING_NOISE: noise if self.network.routers else "it is a dense model, without routers",
-            DROPOUT: self.network.blocks.no_dropout,
-            EARLY_LAYERS: self.network.blocks.no_early_layers,
-            CLEAN_CURRENT_KV: NO_CLEAN_KEYS if self.cache_form == "expanded" else "",
-        }
 
     def lacks(self, capability: str) -> str:
         return self._lacks.get(capability) or super().lacks(capability)

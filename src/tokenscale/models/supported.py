@@ -1,4 +1,4 @@
-"""Which cache form a transformers model takes, asked of its configuration, and what is refused by name."""
+"""Which cache form a transformers model takes, what it can do with its rows, and what is refused by name."""
 
 from __future__ import annotations
 
@@ -19,6 +19,10 @@ from transformers.cache_utils import (
 )
 
 from tokenscale.core.errors import ModelError
+from tokenscale.core.model import CLEAN_CURRENT_KV, DROPOUT, EARLY_LAYERS, EXPERT_RANKS, ROUTING_NOISE
+from tokenscale.models.expanded import NO_CLEAN_KEYS
+from tokenscale.models.network import Network
+from tokenscale.models.routers import no_noise, no_ranks
 
 ATTENTION_KINDS = {"full_attention", "sliding_attention"}
 PADDED = {
@@ -90,6 +94,17 @@ def _why_not_query_rows(config: Any, layers: Sequence[Any], windows: Sequence[in
 def _counts_positions(config: Any) -> bool:
     """Whether queries are scaled by a position that is not the one we give (Llama 4)."""
     return bool(getattr(config, "attn_temperature_tuning", False))
+
+
+def missing(network: Network, form: CacheForm) -> dict[str, str]:
+    """Why each capability is not to be had, as the end of a sentence; empty where it is."""
+    return {
+        ROUTING_NOISE: no_noise(network.routers),
+        EXPERT_RANKS: no_ranks(network.routers),
+        DROPOUT: network.blocks.no_dropout,
+        EARLY_LAYERS: network.blocks.no_early_layers,
+        CLEAN_CURRENT_KV: NO_CLEAN_KEYS if form.name == "expanded" else "",
+    }
 
 
 def refuse_hidden_experts(config: Any, routers: Sequence[Any], name: str) -> None:

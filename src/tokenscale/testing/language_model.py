@@ -6,27 +6,27 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from tokenscale.core.data import Prompt
-from tokenscale.core.model import ROUTING_NOISE, LanguageModel, State
-from tokenscale.core.plan import PLAIN, Routing, RowPlan
-from tokenscale.core.step import Step, pack_experts
+from tokenscale.core.model import ROUTING_NOISE, LanguageModel
+from tokenscale.core.plan import Routing, RowPlan
+from tokenscale.core.step import pack_experts
 from tokenscale.testing.expect import expect, expect_close
-
-Ids = tuple[int, ...]
+from tokenscale.testing.row_plans import check_row_plans
+from tokenscale.testing.stepping import Ids, checked_step, random_prompts, stepwise
 
 
 def check_language_model(lm: LanguageModel, *, prompts: Sequence[Ids] | None = None, atol: float = 0.0) -> None:
     """What `LanguageModel` and `State` promise, on prompts of different lengths (token ids; None: random ones).
 
     `atol` bounds the difference of logits that should be equal; 0 means to the last bit. A model of
-    routers must show its experts, and where it offers "routing_noise" keep its cache clean of it.
-    Cost: about ten short batches. Raises AssertionError.
+    routers must show its experts, and where it offers "routing_noise" keep its cache clean of it. Options
+    of a `RowPlan` are checked where the model offers them. Cost: about thirty short batches. Raises
+    AssertionError.
     """
-    ids = list(prompts) if prompts is not None else _random_prompts(lm)
-    wanted = [_stepwise(lm, prompt) for prompt in ids]
+    ids = list(prompts) if prompts is not None else random_prompts(lm)
+    wanted = [stepwise(lm, prompt) for prompt in ids]
     _check_description(lm)
     _check_text(lm, ids)
     _check_prefill(lm, ids, wanted, atol)
@@ -35,38 +35,7 @@ def check_language_model(lm: LanguageModel, *, prompts: Sequence[Ids] | None = N
     if ROUTING_NOISE in lm.capabilities:
         _check_noise(lm, ids, wanted, atol)
         _check_selection(lm, ids)
-
-
-def _random_prompts(lm: LanguageModel) -> list[Ids]:
-    random = np.random.default_rng(0)
-    usable = np.setdiff1d(np.arange(lm.vocab_size), [*lm.eos_ids, *lm.suppressed_ids])
-    return [tuple(random.choice(usable, size).tolist()) for size in (5, 1, 8, 2)]
-
-
-def _step(lm: LanguageModel, state: State, tokens: Sequence[int], plan: RowPlan = PLAIN) -> Step:
-    with torch.no_grad():
-        step = lm.step(state, torch.tensor(list(tokens)), plan)
-    expect(step.logits.dtype == torch.float32, "logits are float32")
-    expect(step.logits.shape == (len(tokens), plan.n, lm.vocab_size), "logits are [batch, rows, vocab]")
-    expect(not bool(step.logits.isnan().any()), "no logit is NaN")
-    if lm.shape.moe_layers == 0:
-        expect(step.experts is None, "a dense model marks no experts")
-    else:
-        layers, experts = lm.shape.moe_layers, lm.shape.experts
-        marks = step.experts
-        expect(marks is not None and marks.shape == (len(tokens), plan.n, layers, experts), "experts are marked")
-        expect(marks is not None and bool((marks.sum(-1) == lm.shape.top_k).all()), "each row runs top_k experts")
-    return Step(step.logits.cpu(), _cpu(step.experts), _cpu(step.changed), _cpu(step.noisy))
-
-
-def _cpu(marks: Tensor | None) -> Tensor | None:
-    return None if marks is None else marks.cpu()
-
-
-def _stepwise(lm: LanguageModel, prompt: Ids) -> Float[Tensor, "tokens vocab"]:
-    """The reference: one sequence by itself, one token at a time, from an empty cache."""
-    state = lm.prefill([()])
-    return torch.stack([_step(lm, state, [token]).logits[0, 0] for token in prompt])
+    check_row_plans(lm, ids, wanted, atol)
 
 
 def _check_description(lm: LanguageModel) -> None:
@@ -92,12 +61,12 @@ def _check_prefill(lm: LanguageModel, ids: list[Ids], wanted: list[Tensor], atol
     for prompt, logits in zip(ids, wanted, strict=True):
         state = lm.prefill([prompt[:-1]])
         expect(state.lengths == [len(prompt) - 1], "a prefill stores its tokens")
-        found = _step(lm, state, [prompt[-1]]).logits[0, 0]
+        found = checked_step(lm, state, [prompt[-1]]).logits[0, 0]
         expect(state.lengths == [len(prompt)], "a step stores one token")
         expect_close(found, logits[-1], atol, "a prefill equals its tokens one by one")
         stepped, ran = lm.prefill([()]), pack_experts(torch.zeros(lm.shape.moe_layers, lm.shape.experts).bool())
         for token in prompt[:-1]:
-            marks = _step(lm, stepped, [token]).experts
+            marks = checked_step(lm, stepped, [token]).experts
             ran = ran if marks is None else ran | pack_experts(marks[0, 0])
         [prefilled] = lm.prefill([prompt[:-1]]).prefills
         expect(np.array_equal(prefilled.experts, ran), "a prefill's experts are those its tokens ran, packed")
@@ -109,7 +78,7 @@ def _check_batch(lm: LanguageModel, ids: list[Ids], wanted: list[Tensor], atol: 
     half = len(ids) // 2
     state = lm.prefill([p[:-1] for p in ids[:half]]).join(lm.prefill([p[:-1] for p in ids[half:]]))
     expect(state.lengths == [len(p) - 1 for p in ids], "join puts the other batch behind this one")
-    found = _step(lm, state, [p[-1] for p in ids]).logits[:, 0]
+    found = checked_step(lm, state, [p[-1] for p in ids]).logits[:, 0]
     expect_close(found, torch.stack([w[-1] for w in wanted]), atol, "a batch equals its sequences alone")
 
     # Fork the last sequence, drop the others but the first, and go on with different tokens.
@@ -117,14 +86,14 @@ def _check_batch(lm: LanguageModel, ids: list[Ids], wanted: list[Tensor], atol: 
     follow = [ids[0][0], ids[0][0], ids[-1][0]]
     state = state.select(picked)
     expect(state.lengths == [len(ids[i]) for i in picked], "select keeps lengths")
-    found = _step(lm, state, follow).logits[:, 0]
-    alone = [_stepwise(lm, (*ids[i], token))[-1] for i, token in zip(picked, follow, strict=True)]
+    found = checked_step(lm, state, follow).logits[:, 0]
+    alone = [stepwise(lm, (*ids[i], token))[-1] for i, token in zip(picked, follow, strict=True)]
     expect_close(found, torch.stack(alone), atol, "selected and forked sequences go on as if alone")
 
 
 def _check_rows(lm: LanguageModel, ids: list[Ids], wanted: list[Tensor], atol: float) -> None:
     state = lm.prefill([p[:-1] for p in ids])
-    found = _step(lm, state, [p[-1] for p in ids], RowPlan(3)).logits
+    found = checked_step(lm, state, [p[-1] for p in ids], RowPlan(3)).logits
     expect(state.lengths == [len(p) for p in ids], "a step of several rows stores one token")
     last = torch.stack([w[-1] for w in wanted])[:, None].expand(-1, 3, -1)
     expect_close(found, last, atol, "rows without noise equal the model")
@@ -137,7 +106,7 @@ def _check_noise(lm: LanguageModel, ids: list[Ids], wanted: list[Tensor], atol: 
     shift[:, :, 0] = 0
     plan = RowPlan(4, Routing.of(shift))
     state = lm.prefill([p[:-1] for p in ids])
-    step = _step(lm, state, [p[-1] for p in ids], plan)
+    step = checked_step(lm, state, [p[-1] for p in ids], plan)
     expect_close(step.logits[:, 0], torch.stack([w[-1] for w in wanted]), atol, "row 0 is the model itself")
     noisy = step.noisy
     expect(noisy is not None and noisy.shape == (len(ids), 4, layers), "noisy is [batch, rows, moe_layers]")
@@ -150,8 +119,8 @@ def _check_noise(lm: LanguageModel, ids: list[Ids], wanted: list[Tensor], atol: 
     # In the first layer every row has row 0's input, so its noise-free choice is row 0's.
     differs = (ran[:, :, 0] != ran[:, :1, 0]).any(-1)
     expect(torch.equal(changed[:, :, 0], differs), "changed marks the rows that run other experts")
-    after = _step(lm, state, [p[0] for p in ids]).logits[:, 0]
-    clean = torch.stack([_stepwise(lm, (*p, p[0]))[-1] for p in ids])
+    after = checked_step(lm, state, [p[0] for p in ids]).logits[:, 0]
+    clean = torch.stack([stepwise(lm, (*p, p[0]))[-1] for p in ids])
     expect_close(after, clean, atol, "noise leaves nothing in the cache")
 
 
@@ -161,7 +130,7 @@ def _check_selection(lm: LanguageModel, ids: list[Ids]) -> None:
     for layer in range(layers):
         shift = torch.zeros(layers, 1, 2, experts)
         shift[layer, 0, 1, :top_k] = 1e4
-        step = _step(lm, lm.prefill([ids[0][:-1]]), [ids[0][-1]], RowPlan(2, Routing.of(shift)))
+        step = checked_step(lm, lm.prefill([ids[0][:-1]]), [ids[0][-1]], RowPlan(2, Routing.of(shift)))
         assert step.experts is not None
         chosen = step.experts[0, 1, layer].nonzero().flatten().tolist()
         expect(chosen == list(range(top_k)), f"TopK(R + shift, k) chooses in MoE layer {layer}")
