@@ -20,6 +20,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table as RichTable
 
+from tokenscale.cli_inspect import inspect
 from tokenscale.cli_score import score
 from tokenscale.cli_tune import tune
 from tokenscale.core.errors import PromptError, RoutingError, TokenscaleError, TokenscaleWarning
@@ -157,6 +158,7 @@ def generate(
 
 
 app.command("score")(guarded("nothing was kept")(score))
+app.command("inspect")(guarded("nothing was changed")(inspect))
 app.command("tune")(guarded("ended trials are kept; run the same command again to go on")(tune))
 
 
