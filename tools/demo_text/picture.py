@@ -54,7 +54,7 @@ def draw(models: dict[str, dict], out: Path, current_kv: str = "own") -> None:
     for axes, name in zip(both, NAMES, strict=True):
         panel(axes, titles[name], models[name]["reference"], current_kv)
     both[0].set_ylabel("held-out loss, nats per token")
-    both[0].legend(frameon=False, fontsize=9)
+    both[0].legend(frameon=False, fontsize=9, title="bands: 95%, change against n = 1", title_fontsize=8)
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, metadata={"Date": None} if out.suffix == ".svg" else None, dpi=150)
     pyplot.close(figure)
