@@ -1,5 +1,8 @@
-"""A task of one-line questions, so that a whole comparison takes a second."""
+"""A task of one-line questions, so that a whole comparison takes a second; studies that wait for no disk."""
 
+import sqlite3
+
+import optuna
 import pytest
 
 from tests.comparison import RECIPE, small_toy
@@ -38,3 +41,20 @@ def load(tmp_path):
         return Recipe.load(path, arguments)
 
     return load
+
+
+@pytest.fixture
+def quick_storage():
+    """Opens studies in a file without waiting for the disk: no power cut is tested."""
+
+    def open_storage(path):
+        def connect():
+            connection = sqlite3.connect(path, check_same_thread=False)
+            connection.execute("PRAGMA synchronous = OFF")
+            return connection
+
+        return optuna.storages.RDBStorage(
+            "sqlite://", engine_kwargs={"creator": connect}, skip_compatibility_check=True
+        )
+
+    return open_storage

@@ -1,7 +1,6 @@
 """The search by itself, on losses whose least value is known."""
 
 import math
-import sqlite3
 import warnings
 
 import optuna
@@ -24,18 +23,6 @@ def bowl(values, chunk):
 def new():
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna.create_study()
-
-
-def on_disk(path):
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-
-    def connect():
-        connection = sqlite3.connect(path, check_same_thread=False)
-        connection.execute("PRAGMA synchronous = OFF")  # no power cut is tested
-        return connection
-
-    storage = optuna.storages.RDBStorage("sqlite://", engine_kwargs={"creator": connect}, skip_compatibility_check=True)
-    return optuna.create_study(storage=storage, study_name="arm", load_if_exists=True), storage
 
 
 def close(storage):
@@ -144,8 +131,14 @@ def test_what_is_no_number_lies_in_no_range(value):
     assert not Dimension("a", choices=(1, 2.5)).holds(value)
 
 
-def test_a_resumed_search_has_the_trials_of_an_uninterrupted_one(tmp_path):
+def test_a_resumed_search_has_the_trials_of_an_uninterrupted_one(tmp_path, quick_storage):
     """Stopped at every kind of place: in the first trial, in a later one, between two, and killed outright."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+    def on_disk(path):
+        storage = quick_storage(path)
+        return optuna.create_study(storage=storage, study_name="arm", load_if_exists=True), storage
+
     whole, storage = on_disk(tmp_path / "whole.db")
     expected = run(whole, trials=14)
     trials = ended(whole)

@@ -72,8 +72,7 @@ class TuningFolder:
         path = self.path / STUDIES
         try:
             if self._storage is None:
-                # The facts hold Optuna's version, so its slow check of the file's version is not needed.
-                self._storage = optuna.storages.RDBStorage(f"sqlite:///{path}", skip_compatibility_check=True)
+                self._storage = open_storage(path)
             return optuna.create_study(storage=self._storage, study_name=name, load_if_exists=True)
         except SQLAlchemyError as error:
             message = f"{str(path)!r} cannot be read as a study: {str(error).splitlines()[0]}"
@@ -97,6 +96,11 @@ class TuningFolder:
             self._storage.remove_session()
             self._storage.engine.dispose()
         self._lock.close()
+
+
+def open_storage(path: Path) -> optuna.storages.RDBStorage:
+    """Studies in an SQLite file. The facts hold Optuna's version, so its own check of the file is left out."""
+    return optuna.storages.RDBStorage(f"sqlite:///{path}", skip_compatibility_check=True)
 
 
 def _differences(old: Any, new: Any) -> list[tuple[str, ...]]:
