@@ -42,10 +42,12 @@ def tokenscale(tmp_path, monkeypatch):
 
 
 def test_run_prints_the_table_and_writes_the_report(tokenscale):
-    result = tokenscale("run", "recipe.yaml", "--out", "out")
+    result = tokenscale("run", "recipe.yaml", "contrasts=[[vote, greedy], [vote, roe]]", "--out", "out")
     for word in ("arm", "accuracy", "interval", "diff", "p", "FLOPs", "cost", "expert", "seconds", "greedy", "vote"):
         assert word in result.stdout
     assert "vote: Sample(temperature=0.7) | SelfConsistency(k=2)" in result.stdout
+    assert "\nvote - roe (arithmetic, toy): " in result.stdout
+    assert "\nvote - greedy" not in result.stdout
     assert "are too few to show any difference." in result.stdout
     assert "not which strategy wins" in " ".join(result.stdout.split())
     assert "The whole report: out/report.md" in result.stdout

@@ -226,7 +226,7 @@ def _plan(recipe: Recipe, as_json: bool) -> None:
 def _compare(recipe: Recipe, folder: Path, as_json: bool, kept: bool = True) -> None:
     """Runs a recipe with a progress bar and prints what came out."""
     from tokenscale.experiments.execute import execute
-    from tokenscale.experiments.tables import arm_tables, legend, notes, smallest_shown
+    from tokenscale.experiments.tables import arm_tables, claims, legend, notes, smallest_shown
 
     _quiet()
     with _bar() as report_progress:
@@ -239,7 +239,7 @@ def _compare(recipe: Recipe, folder: Path, as_json: bool, kept: bool = True) -> 
     for table in arm_tables(report):
         _print_table(console, table)
     console.print()
-    for line in [legend(report), *smallest_shown(report), *notes(report), report["caveat"]]:
+    for line in [legend(report), *claims(report), *smallest_shown(report), *notes(report), report["caveat"]]:
         console.print(escape(line))
     if kept:
         console.print(f"The whole report: {escape(str(folder / 'report.md'))}", soft_wrap=True)

@@ -22,6 +22,7 @@ from tokenscale.experiments.tables import (
     amount,
     arm_tables,
     behaviour_tables,
+    claims,
     markdown,
     notes,
     p_value,
@@ -35,6 +36,7 @@ SCORES = {  # arm -> seed -> score per problem
     "greedy": {0: [1, 1, 0, 0, 1, 0, 0, 1, 0, 0], 1: [1, 0, 0, 0, 1, 0, 0, 1, 0, 1]},
     "roe": {0: [1, 1, 1, 0, 1, 0, 0, 0, 1, 1], 1: [1, 1, 0, 0, 1, 0, 1, 0, 1, 1]},
 }
+PIPELINES = {"greedy": "Greedy()", "roe": "RoE(n=2)", "vote": "SelfConsistency(k=3)"}
 ROUTING = {"choices": 10, "changed": 4, "distinct_experts": 30, "expert_sets": 10}
 
 
@@ -58,17 +60,18 @@ def row(i, score, arm, seed):
 
 @pytest.fixture
 def report(tmp_path):
-    """Builds the report of a recipe whose answers are SCORES."""
+    """Builds the report of a recipe whose answers have these scores; `more` are further keys of the recipe."""
 
-    def report(seeds, contrasts="[[roe, greedy]]"):
-        path = tmp_path / "r.yaml"
+    def report(seeds, contrasts="[[roe, greedy]]", scores=SCORES, more=""):
+        arms = ", ".join(f"{name}: {PIPELINES[name]}" for name in scores)
+        path, folder = tmp_path / "r.yaml", tmp_path / f"out{len(list(tmp_path.iterdir()))}"
         path.write_text(
             "version: 1\nquestion: Who wins?\nmodels: {toy: {path: toy}}\ntasks: {arithmetic: {}}\n"
-            f"seeds: {seeds}\narms: {{greedy: Greedy(), roe: RoE(n=2)}}\ncontrasts: {contrasts}\n"
+            f"seeds: {seeds}\narms: {{{arms}}}\ncontrasts: {contrasts}\n{more}"
         )
         recipe = Recipe.load(path)
-        store = Store(tmp_path / "out", {"recipe": recipe.resolved(), "versions": {"tokenscale": "0"}, "data": {}})
-        for arm, per_seed in SCORES.items():
+        store = Store(folder, {"recipe": recipe.resolved(), "versions": {"tokenscale": "0"}, "data": {}})
+        for arm, per_seed in scores.items():
             for seed in seeds:
                 rows = [row(i, s, arm, seed) for i, s in enumerate(per_seed[seed])]
                 # Rows may lie in any order: pairs are made by problem.
@@ -139,6 +142,15 @@ def test_a_declared_pair_keeps_its_direction_and_the_table_turns_it(report):
     [table] = arm_tables(built)
     column = table.headers.index("diff")
     assert [line[column] for line in table.rows] == ["", "+20.0"]
+
+
+def test_declared_pairs_without_the_baseline_have_a_line_each(report):
+    three = SCORES | {"vote": {0: [1, 1, 1, 1, 1, 0, 0, 0, 1, 0]}}
+    built = report([0], "[[roe, greedy], [roe, vote]]", three)
+    low, high = (100 * end for end in built["pairs"][1]["interval"])
+    assert claims(built) == [f"roe - vote (arithmetic, toy): +0.0 points [{low:.1f}, {high:.1f}], p 1.000"]
+    assert f"\n- {claims(built)[0]}\n" in markdown(built)
+    assert claims(report([0], "[[roe, greedy]]", three)) == []
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,16 @@ def legend(report: Entry) -> str:
     return f"interval: {report['level']:.0%}; {test}{cost}; seconds: this run."
 
 
+def claims(report: Entry) -> list[str]:
+    """One line for each declared pair that the arms' table does not show, since the baseline is none of the two."""
+    return [_claim(p) for p in report["pairs"] if p["declared"] and report["baseline"] not in (p["first"], p["second"])]
+
+
+def _claim(pair: Entry) -> str:
+    where = f"{pair['first']} - {pair['second']} ({pair['task']}, {pair['model']})"
+    return f"{where}: {signed(pair['difference'])} points {interval(pair['interval'])}, p {p_value(pair['p'])}"
+
+
 def _against(pairs: Iterable[Entry], name: str, reference: str) -> Entry | None:
     """The pair of an arm with the baseline, as arm minus baseline."""
     for pair in pairs:
@@ -149,7 +159,7 @@ def markdown(report: Entry) -> str:
         *(table.markdown() for table in arm_tables(report)),
         f"{legend(report)} Costs are for the scenario *alone*: the problem by itself, one prefill shared by its "
         "candidates. Seconds depend on the machine and the batch, and are no measurement of speed.",
-        "\n".join(f"- {line}" for line in [*smallest_shown(report), *notes(report)]),
+        "\n".join(f"- {line}" for line in [*claims(report), *smallest_shown(report), *notes(report)]),
         *(table.markdown() for table in pair_tables(report)),
         *(table.markdown() for table in behaviour_tables(report)),
         "Truncated and unparsable are shares of all sampled answers; near ties are tokens that another order "
