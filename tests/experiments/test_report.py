@@ -153,6 +153,25 @@ def test_declared_pairs_without_the_baseline_have_a_line_each(report):
     assert claims(report([0], "[[roe, greedy]]", three)) == []
 
 
+def test_a_margin_calls_declared_pairs_equal_whose_interval_lies_within_it(report):
+    alike = SCORES | {"vote": {0: SCORES["greedy"][0]}}
+    high = bonett_price(0, 0, 10).high  # no discordant pair: the interval is symmetric
+    assert bonett_price(0, 0, 10).low == pytest.approx(-high)
+    just, less = math.ceil(1000 * high) / 10, math.floor(1000 * high) / 10
+    for margin, words in ((just, "equal"), (less, "not shown to be equal")):
+        built = report([0], "[[vote, greedy], [roe, vote]]", alike, f"margin: {margin}\n")
+        assert built["margin"] == margin
+        assert [pair["within_margin"] for pair in built["pairs"]] == [margin == just, False, False]
+        first, second = claims(built)
+        assert first == (
+            f"vote - greedy (arithmetic, toy): +0.0 points [-{100 * high:.1f}, {100 * high:.1f}], p 1.000; "
+            f"{words} within the margin of {margin} points"
+        )
+        assert second.endswith(f"; not shown to be equal within the margin of {margin} points")
+        assert f"- {first}\n" in markdown(built)
+    assert report([0])["pairs"][0]["within_margin"] is None
+
+
 @pytest.mark.parametrize(
     ("text", "shown"),
     [

@@ -92,6 +92,7 @@ def build(recipe: Recipe, store: Store) -> dict[str, Any]:
         "arms": arms,
         "pairs": pairs,
         "smallest_shown": smallest,
+        "margin": recipe.margin,
         "level": LEVEL,
         "caveat": CAVEAT,
         "fingerprint": store.fingerprint,
@@ -146,7 +147,11 @@ def _describe(arm: Arm, recipe: Recipe, reference: Arm) -> dict[str, Any]:
 
 
 def _compare(first: Arm, second: Arm, recipe: Recipe) -> dict[str, Any]:
-    """The difference first - second, with its interval and test."""
+    """The difference first - second, with its interval and test.
+
+    `within_margin`: whether the whole interval lies within plus or minus the recipe's margin (at the
+    level of 95% that is stricter than two one-sided tests at 5%, whose interval is of 90%).
+    """
     differences = first.scores - second.scores
     wins, losses = int((differences > 0).sum()), int((differences < 0).sum())
     pairs, discordance = len(differences), (wins + losses) / len(differences)
@@ -164,6 +169,7 @@ def _compare(first: Arm, second: Arm, recipe: Recipe) -> dict[str, Any]:
         "difference": float(differences.mean()),
         "interval": _ends(interval),
         "interval_method": method,
+        "within_margin": None if recipe.margin is None else _within(interval, recipe.margin / 100),
         "p": p,
         "test": test,
         "first_only": wins,
@@ -221,6 +227,10 @@ def _mean_cost(rows: Sequence[Row]) -> dict[str, float]:
 
 def _ends(interval: Interval) -> list[float]:
     return [interval.low, interval.high]
+
+
+def _within(interval: Interval, margin: float) -> bool:
+    return -margin <= interval.low and interval.high <= margin
 
 
 def _mean(values: Sequence[float]) -> float:

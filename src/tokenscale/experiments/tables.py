@@ -63,13 +63,27 @@ def legend(report: Entry) -> str:
 
 
 def claims(report: Entry) -> list[str]:
-    """One line for each declared pair that the arms' table does not show, since the baseline is none of the two."""
-    return [_claim(p) for p in report["pairs"] if p["declared"] and report["baseline"] not in (p["first"], p["second"])]
+    """One line for each declared pair of which the arms' table does not say all.
+
+    It has only pairs with the baseline, and nothing of the recipe's margin, if there is one.
+    """
+    margin = report["margin"]
+    told = [report["baseline"]] if margin is None else []
+    return [
+        _claim(pair, margin)
+        for pair in report["pairs"]
+        if pair["declared"] and pair["first"] not in told and pair["second"] not in told
+    ]
 
 
-def _claim(pair: Entry) -> str:
+def _claim(pair: Entry, margin: float | None) -> str:
     where = f"{pair['first']} - {pair['second']} ({pair['task']}, {pair['model']})"
-    return f"{where}: {signed(pair['difference'])} points {interval(pair['interval'])}, p {p_value(pair['p'])}"
+    found = f"{where}: {signed(pair['difference'])} points {interval(pair['interval'])}, p {p_value(pair['p'])}"
+    if margin is None:
+        return found
+    return (
+        f"{found}; {'equal' if pair['within_margin'] else 'not shown to be equal'} within the margin of {margin} points"
+    )
 
 
 def _against(pairs: Iterable[Entry], name: str, reference: str) -> Entry | None:
