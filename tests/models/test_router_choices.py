@@ -19,6 +19,14 @@ from tokenscale.models.routers import RoutingRecord, find_routers, watch
 
 BATCH, ROWS = 2, 5
 TOLERANCE = 2e-5  # float32 gates against float64, of scale up to 2.5
+KINDS = [
+    ("logits", "original"),
+    ("logits", "perturbed"),
+    ("scores", "original"),
+    ("nothing", "perturbed"),
+    pytest.param("scores", "perturbed", marks=pytest.mark.slow),
+    pytest.param("nothing", "original", marks=pytest.mark.slow),
+]
 NO_RANKS = ("phimoe", "jetmoe", "deepseek_v4")
 
 model_of = cache(tiny_model)
@@ -128,15 +136,14 @@ def compare(layer: Layer, call: int, gates: Array) -> None:
     np.testing.assert_allclose(layer.gates[call], gates, rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("weights", ["original", "perturbed"])
-@pytest.mark.parametrize("on", ["logits", "scores", "nothing"])
+@pytest.mark.parametrize(("on", "weights"), KINDS)
 @pytest.mark.parametrize("name", SLOW)
 def test_noisy_rows_run_the_experts_and_weights_of_the_rule(name: str, on: Any, weights: Any) -> None:
     shift, noisy = noise(name, seed=3)
     assert check(name, Routing(shift, noisy, on, weights)) > 0
 
 
-@pytest.mark.parametrize("on", ["logits", "scores", "nothing"])
+@pytest.mark.parametrize("on", ["logits", *(pytest.param(on, marks=pytest.mark.slow) for on in ("scores", "nothing"))])
 @pytest.mark.parametrize("name", SLOW)
 def test_a_head_is_kept_and_a_pool_not_left(name: str, on: Any) -> None:
     shift, noisy = noise(name, seed=4, tau=3.0)

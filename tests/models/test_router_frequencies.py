@@ -92,7 +92,7 @@ def merged(seen: Counter[tuple[int, ...]], expected: dict[tuple[int, ...], float
     return np.array([*cells, rest] if max(rest) > 1e-9 else cells, np.float64).T
 
 
-@pytest.mark.parametrize("on", ["logits", "scores", "nothing"])
+@pytest.mark.parametrize("on", ["logits", *(pytest.param(on, marks=pytest.mark.slow) for on in ("scores", "nothing"))])
 @pytest.mark.parametrize("name", SLOW)
 def test_sets_are_drawn_as_often_as_the_law_says(name: str, on: str) -> None:
     random = np.random.default_rng(7)

@@ -16,7 +16,7 @@ from tokenscale.core.errors import ModelError
 from tokenscale.models.routing.adapters import ProductKeys, SparseMixer, TokenTable
 from tokenscale.models.routing.fused import fused_block, refuse_foreign
 from tokenscale.models.routing.replay import Replay
-from tokenscale.models.routing.router import EVERYTHING, Router
+from tokenscale.models.routing.router import EVERYTHING, Router, first_tensor
 from tokenscale.models.routing.rule import Rule, rule_of, traced
 from tokenscale.models.routing.softmax import softmax_way
 
@@ -27,11 +27,12 @@ TRIAL = 32  # random hidden states of a trial
 
 @dataclass(frozen=True)
 class Place:
-    """A module that may hold a router, and the module around it."""
+    """A module that may hold a router, the module around it, and the width of hidden states."""
 
     name: str
     module: nn.Module
     parent: nn.Module
+    width: int | None
 
 
 def find_routers(model: Any) -> list[Router]:
@@ -40,8 +41,9 @@ def find_routers(model: Any) -> list[Router]:
     No weights are needed: a model on the meta device will do. Raises ModelError for a router that
     cannot be tried, or that a fused kernel has replaced.
     """
-    found = [router for place in _places(model) if (router := _router(place))]
-    return _looped(sorted(found, key=_depth), _config(model))
+    config = _config(model)
+    found = [router for place in _places(model, getattr(config, "hidden_size", None)) if (router := _router(place))]
+    return _looped(sorted(found, key=_depth), config)
 
 
 def _depth(router: Router) -> tuple[list[int], bool]:
@@ -49,13 +51,13 @@ def _depth(router: Router) -> tuple[list[int], bool]:
     return [int(n) for n in re.findall(r"\d+", router.name)], "attention" not in router.name
 
 
-def _places(model: Any) -> list[Place]:
+def _places(model: Any, width: int | None) -> list[Place]:
     """The modules of the text decoder: towers of pictures and sound are left out."""
     modules = dict(model.named_modules())
     decoder = model.get_decoder() if isinstance(getattr(model, "get_decoder", None), MethodType) else model
     inside = next((name for name, module in modules.items() if module is decoder), "")
     return [
-        Place(name, module, modules[name.rpartition(".")[0]] if name else module)
+        Place(name, module, modules[name.rpartition(".")[0]] if name else module, width)
         for name, module in modules.items()
         if not inside or name == inside or name.startswith(f"{inside}.")
     ]
@@ -122,32 +124,34 @@ def _made(place: Place, rule: Rule, output: Any) -> Router:
 
 def _arguments(place: Place, shape: tuple[int, ...]) -> list[Any]:
     """Random hidden states, and for every further parameter what the block has by its name."""
-    weight = next(place.module.parameters())
     names = list(inspect.signature(type(place.module).forward).parameters)[2:]
     further = [getattr(place.parent, name, None) for name in names]
     if getattr(place.module, "use_eda", False):  # zaya hands the states of a router to the next one
-        further = [_random((*shape[:-1], place.module.router_hidden_size), weight)]  # type: ignore[arg-type]
+        further = [_random((*shape[:-1], place.module.router_hidden_size), place.module)]  # type: ignore[arg-type]
     while further and further[-1] is None:
         further.pop()
-    return [_random((*shape[:-1], _width(place.module)), weight), *further]
+    return [_hidden(place, place.module, shape), *further]
 
 
-def _width(module: nn.Module) -> int:
-    """The width of the hidden states that a router takes: that of its first matrix."""
-    return next(p.shape[-1] for p in module.parameters() if p.ndim == 2)
+def _hidden(place: Place, module: nn.Module, shape: tuple[int, ...]) -> Tensor:
+    """Random hidden states for a module; without a configuration, of the width of its first matrix."""
+    width = place.width or next(p.shape[-1] for p in module.parameters() if p.ndim == 2)
+    return _random((*shape[:-1], width), module)
 
 
-def _random(shape: Sequence[int], like: Tensor) -> Tensor:
+def _random(shape: Sequence[int], module: nn.Module) -> Tensor:
+    """Random numbers of the type that a module computes in; quantised ones are fed what their model is fed."""
+    like = first_tensor(module)
+    dtype = like.dtype if like.dtype in (torch.float32, torch.float16, torch.bfloat16) else torch.bfloat16
     if like.is_meta:
-        return torch.empty(shape, device="meta", dtype=like.dtype)
-    dtype = like.dtype if like.is_floating_point() else torch.get_default_dtype()
+        return torch.empty(shape, device="meta", dtype=dtype)
     return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(like.device, dtype)
 
 
 def _block_router(place: Place) -> Router:
     """A block whose own function ranks the logits that its router makes."""
     block: Any = place.module
-    logits = block.router(_random((TRIAL, _width(block.router)), next(block.router.parameters())))
+    logits = block.router(_hidden(place, block.router, (TRIAL, -1)))
     operations, output = traced(getattr(block, BLOCK_METHOD), [logits])
     rule = rule_of(operations, [logits], output)
     assert rule is not None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tokenscale.core.errors import RoutingError
 from tokenscale.core.plan import Routing
@@ -110,7 +111,7 @@ def _draws(routers: Sequence[Router], routing: Routing | None) -> list[Draw | No
     placed: dict[torch.device, Routing] = {}
     draws: list[Draw | None] = []
     for layer, router in enumerate(routers):
-        device = next(router.module.parameters()).device
+        device = first_tensor(router.module).device
         there = placed.setdefault(device, on(routing, device))
         draw = Draw.of(there, layer, active[layer])
         asked = words(routing) if router.supports else words(routing) & {"ranks"}
@@ -118,6 +119,11 @@ def _draws(routers: Sequence[Router], routing: Routing | None) -> list[Draw | No
             raise RoutingError(f"the router {router.name} cannot do this: {why}", INSTEAD)
         draws.append(draw if router.supports else None)
     return draws
+
+
+def first_tensor(module: nn.Module) -> Tensor:
+    """A parameter or buffer (quantised weights can be either), which says where a module is."""
+    return next(itertools.chain(module.parameters(), module.buffers()))
 
 
 def _sites(routers: Sequence[Router]) -> list[list[int]]:
