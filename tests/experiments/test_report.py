@@ -62,14 +62,14 @@ def row(i, score, arm, seed):
 def report(tmp_path):
     """Builds the report of a recipe whose answers have these scores; `more` are further keys of the recipe."""
 
-    def report(seeds, contrasts="[[roe, greedy]]", scores=SCORES, more=""):
+    def report(seeds, contrasts="[[roe, greedy]]", scores=SCORES, more="", path="toy"):
         arms = ", ".join(f"{name}: {PIPELINES[name]}" for name in scores)
-        path, folder = tmp_path / "r.yaml", tmp_path / f"out{len(list(tmp_path.iterdir()))}"
-        path.write_text(
-            "version: 1\nquestion: Who wins?\nmodels: {toy: {path: toy}}\ntasks: {arithmetic: {}}\n"
+        file, folder = tmp_path / "r.yaml", tmp_path / f"out{len(list(tmp_path.iterdir()))}"
+        file.write_text(
+            f"version: 1\nquestion: Who wins?\nmodels: {{toy: {{path: {path}}}}}\ntasks: {{arithmetic: {{}}}}\n"
             f"seeds: {seeds}\narms: {{{arms}}}\ncontrasts: {contrasts}\n{more}"
         )
-        recipe = Recipe.load(path)
+        recipe = Recipe.load(file)
         store = Store(folder, {"recipe": recipe.resolved(), "versions": {"tokenscale": "0"}, "data": {}})
         for arm, per_seed in scores.items():
             for seed in seeds:
@@ -242,7 +242,7 @@ def test_tables(report):
 
 def test_the_page(report):
     page = markdown(report([0]))
-    assert page.startswith("# Who wins?\n\nA tiny model on synthetic arithmetic shows that the machinery is right, not")
+    assert page.startswith("# Who wins?\n\nThe task is synthetic arithmetic, which")
     assert "| roe | RoE(n=2, tau=0.3, clean_layers=1) \\| Greedy() | 60.0% |" in page
     assert "tokenscale 0; fingerprint" in page
     assert "- roe (toy): tau changed 0 of 7 (3 of 10 answers)" in page
@@ -251,6 +251,19 @@ def test_the_page(report):
     for table in tables:
         columns = {len(line.replace("\\|", "").strip("|").split("|")) for line in table.splitlines()}
         assert len(columns) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "caveat"),
+    [
+        ("demo", "A tiny model on synthetic arithmetic shows that the machinery is right, not which"),
+        ("demo-noisy", "A tiny model on synthetic arithmetic shows"),
+        ("toy", "The task is synthetic arithmetic, which does not show which strategy wins on yours."),
+        ("owner/demo", "The task is synthetic arithmetic"),
+    ],
+)
+def test_only_the_packaged_models_are_called_tiny(report, path, caveat):
+    assert report([0], path=path)["caveat"].startswith(caveat)
 
 
 @pytest.mark.parametrize(

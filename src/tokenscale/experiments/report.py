@@ -33,6 +33,7 @@ from tokenscale.experiments.statistics import (
     wilson,
 )
 from tokenscale.experiments.store import Row, Slot, Store
+from tokenscale.models.source import PACKAGED
 from tokenscale.pipeline import Pipeline
 from tokenscale.recipe import Recipe
 from tokenscale.token_level.aggregators import MeanProbability
@@ -40,10 +41,11 @@ from tokenscale.token_level.plain import Plain
 
 BASELINE = "greedy"
 PLANNED_DISCORDANCE = 0.2
-CAVEAT = (
+TINY = (
     "A tiny model on synthetic arithmetic shows that the machinery is right, not which strategy wins on "
     "your model and task."
 )
+SYNTHETIC = "The task is synthetic arithmetic, which does not show which strategy wins on yours."
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def build(recipe: Recipe, store: Store) -> dict[str, Any]:
         "smallest_shown": smallest,
         "margin": recipe.margin,
         "level": LEVEL,
-        "caveat": CAVEAT,
+        "caveat": TINY if all(model.path in PACKAGED for model in recipe.models.values()) else SYNTHETIC,
         "fingerprint": store.fingerprint,
         "run": store.facts,
     }
