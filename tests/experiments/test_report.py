@@ -120,14 +120,31 @@ def test_several_seeds_are_averaged_per_problem_first(report):
     assert roe["accuracy_per_seed"] == [pytest.approx(0.6), pytest.approx(0.6)]
     interval = mean_interval(means["roe"].tolist())
     assert roe["interval"] == [pytest.approx(interval.low), pytest.approx(interval.high)]
-    assert roe["interval_method"] == "t over problems"
+    assert roe["interval_method"] == "t, four pseudo-problems added"
     [pair] = built["pairs"]
     differences = (means["roe"] - means["greedy"]).tolist()
     interval = mean_difference(differences)
     assert pair["interval"] == [pytest.approx(interval.low), pytest.approx(interval.high)]
     assert pair["p"] == pytest.approx(sign_flip(differences))
-    assert pair["test"] == "sign-flip permutation"
+    assert (pair["test"], pair["interval_method"]) == ("sign-flip permutation", "t, two pseudo-problems added")
     assert greedy["cost"]["new_tokens"] == pytest.approx(4.5)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "accuracy", "difference"),
+    [
+        ([0], "(Wilson); diff: points against greedy; p: exact McNemar,", "(Bonett-Price; exact McNemar)"),
+        (
+            [0, 1],
+            "(t, four pseudo-problems added); diff: points against greedy; p: sign-flip permutation,",
+            "(t, two pseudo-problems added; sign-flip permutation)",
+        ),
+    ],
+)
+def test_the_page_names_its_methods(report, seeds, accuracy, difference):
+    page = markdown(report(seeds))
+    assert f"\n\ninterval: 95% {accuracy} not adjusted. " in page
+    assert f"\n\n### Differences on arithmetic, toy {difference}\n" in page
 
 
 def test_pairs_that_were_not_declared_are_the_later_arm_minus_the_earlier(report):

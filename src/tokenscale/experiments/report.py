@@ -125,7 +125,7 @@ def _describe(arm: Arm, recipe: Recipe, reference: Arm) -> dict[str, Any]:
     if arm.single:
         interval, method = wilson(int(scores.sum()), len(scores)), "Wilson"
     else:
-        interval, method = mean_interval(scores.tolist()), "t over problems"
+        interval, method = mean_interval(scores.tolist()), "t, four pseudo-problems added"
     return {
         "name": arm.name,
         "pipeline": str(pipeline),
@@ -162,7 +162,7 @@ def _compare(first: Arm, second: Arm, recipe: Recipe) -> dict[str, Any]:
         p, test, least = mcnemar(wins, losses), "exact McNemar", detectable(pairs, discordance)
     else:
         values = differences.tolist()
-        interval, method = mean_difference(values), "t over problems"
+        interval, method = mean_difference(values), "t, two pseudo-problems added"
         p, test, least = sign_flip(values), "sign-flip permutation", detectable_mean(values)
     return {
         "first": first.name,

@@ -59,7 +59,8 @@ def legend(report: Entry) -> str:
     tests = sorted({pair["test"] for pair in report["pairs"]})
     test = f"diff: points against {report['baseline']}; p: {', '.join(tests)}, not adjusted. " if tests else ""
     cost = f"FLOPs, tokens and expert loads per problem; cost: FLOPs relative to {report['baseline']}"
-    return f"interval: {report['level']:.0%}; {test}{cost}; seconds: this run."
+    methods = ", ".join(dict.fromkeys(arm["interval_method"] for arm in report["arms"]))
+    return f"interval: {report['level']:.0%} ({methods}); {test}{cost}; seconds: this run."
 
 
 def claims(report: Entry) -> list[str]:
