@@ -244,3 +244,15 @@ def test_arms_with_prompts_of_their_own(load, toy, tmp_path):
     report = execute(recipe, tmp_path / "out", open_model=toy)
     costs = {arm["name"]: arm["cost"]["prompt_tokens"] for arm in report["arms"]}
     assert costs["roe"] > costs["greedy"] + 8
+
+
+def test_a_changed_profile_is_another_run(load, toy, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    written = f"fingerprint: {toy(None).fingerprint}\ntau: [1.0]\n"
+    (tmp_path / "tuned.yaml").write_text(written)
+    recipe = load("arms.roe=RoE(n=2, tau='tuned.yaml', clean_layers=0)")
+    execute(recipe, tmp_path / "out", open_model=toy)
+    execute(recipe, tmp_path / "out", open_model=toy)
+    (tmp_path / "tuned.yaml").write_text(written.replace("1.0", "0.5"))
+    with pytest.raises(RecipeError, match=r"profiles\.tuned\.yaml changed since"):
+        execute(recipe, tmp_path / "out", open_model=toy)

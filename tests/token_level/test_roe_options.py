@@ -185,3 +185,13 @@ def test_what_is_no_profile_is_refused_when_the_pipeline_is_built(tmp_path: Path
 def test_a_profile_that_is_not_there_is_refused_when_the_pipeline_is_built(path: str) -> None:
     with pytest.raises(ArgumentError, match=r"there is no profile|cannot be read"):
         RoE(4, tau=path)
+
+
+def test_clean_layers_that_silence_a_profile_are_refused(tmp_path: Path) -> None:
+    """The default clean_layers=1 under a profile that was tuned with noise at the ends."""
+    path = profile(tmp_path, f"tau: [0.2, 0.5, 0.25, 0]\nfingerprint: {LM.fingerprint}\n")
+    with pytest.raises(
+        ArgumentError, match=r"layer 0 is clean, and this profile has tau=0\.2 there\n  fix: write clean_lay"
+    ):
+        RoE(4, path).check(LM)
+    RoE(4, path, clean_layers=0).check(LM)
