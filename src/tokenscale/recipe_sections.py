@@ -161,7 +161,7 @@ class ArmSection(Section):
 
 
 class RunSection(Section):
-    """How a run uses the machine; nothing here changes results."""
+    """How a run uses the machine; changes results by near-ties of tokens and of router choices at most."""
 
     batch_size: Annotated[Literal["auto"] | int, BeforeValidator(_batch_size)] = Field(
         default="auto", description="auto"
