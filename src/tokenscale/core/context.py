@@ -1,9 +1,18 @@
-"""How many tokens still fit behind a prompt."""
+"""What a model can take: the token ids it knows, and as many as its context holds."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tokenscale.core.errors import PromptError
 from tokenscale.core.model import LanguageModel
+
+
+def check_ids(lm: LanguageModel, ids: Sequence[int]) -> None:
+    """Raises PromptError for a token id that the model does not have."""
+    if max(ids) >= lm.vocab_size:
+        message = f"{lm.name} has no token id {max(ids)}: its ids are those below {lm.vocab_size}"
+        raise PromptError(message, "use the ids that the model's own tokenizer makes")
 
 
 def room(lm: LanguageModel, prompt_tokens: int) -> int:

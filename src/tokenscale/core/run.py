@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from tokenscale.core.backend import Backend, Completion
-from tokenscale.core.context import room
+from tokenscale.core.context import check_ids, room
 from tokenscale.core.cost import Cost, Ledger, Usage
 from tokenscale.core.data import Ask, Candidate, Prompt, Result, RoutingStats
 from tokenscale.core.model import LanguageModel
@@ -255,6 +255,7 @@ def _asks(
     asks = []
     for index, prompt in enumerate(prompts):
         ids = lm.encode(prompt)
+        check_ids(lm, ids)
         room(lm, len(ids))
         key = prompt.key if prompt.key is not None else prompt_key(ids, repeats[ids])
         repeats[ids] += prompt.key is None
