@@ -220,6 +220,18 @@ def test_a_chat_that_the_template_refuses_is_a_prompt_error() -> None:
         wrap(tiny("olmoe"), tok).encode(Prompt.of(messages))
 
 
+@pytest.mark.parametrize("prompt", ["w1 w2 w3 w4", [{"role": "user", "content": "w1 w2 w3 w4"}]])
+def test_a_long_prompt_is_encoded_without_a_warning(prompt: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt that does not fit is refused later, with the fix."""
+    tok = tokenizer(bos_token="<end>", model_max_length=3, chat_template="{{ messages[0]['content'] }}")
+    warned: list[str] = []
+    monkeypatch.setattr("transformers.tokenization_utils_base.logger.warning", warned.append)
+    assert wrap(tiny("olmoe"), tok).encode(Prompt.of(prompt)) == (3, 4, 5, 6)
+    assert warned == []
+    tok("w1 w2 w3 w4")
+    assert len(warned) == 1
+
+
 def test_a_suffix_follows_token_ids() -> None:
     lm = wrap(tiny("olmoe"), tokenizer())
     assert lm.encode(Prompt(token_ids=(4, 5), suffix=" w1")) == (4, 5, 3)

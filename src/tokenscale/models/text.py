@@ -10,6 +10,9 @@ from jinja2 import TemplateError
 from tokenscale.core.data import Prompt
 from tokenscale.core.errors import CapabilityError, PromptError
 
+# Prompts that are too long are refused with a fix; transformers' warning before that has none.
+QUIET = {"verbose": False}
+
 
 def encode(tokenizer: Any, prompt: Prompt, begin: int | None, name: str) -> tuple[int, ...]:
     """Token ids of a prompt; special tokens and the chat template are applied once.
@@ -37,15 +40,16 @@ def encode(tokenizer: Any, prompt: Prompt, begin: int | None, name: str) -> tupl
 def _text_ids(tokenizer: Any, text: str, name: str, *, special: bool) -> tuple[int, ...]:
     if not text and not special:
         return ()
-    return tuple(_required(tokenizer, name)(text, add_special_tokens=special)["input_ids"])
+    return tuple(_required(tokenizer, name)(text, add_special_tokens=special, **QUIET)["input_ids"])
 
 
 def _chat_ids(tokenizer: Any, prompt: Prompt, name: str) -> tuple[int, ...]:
     if not getattr(_required(tokenizer, name), "chat_template", None):
         raise PromptError(f"the tokenizer of {name} has no chat template", "pass the prompt as one string")
     template = tokenizer.apply_chat_template
+    how = {"add_generation_prompt": True, "tokenize": True, "return_dict": False, "tokenizer_kwargs": QUIET}
     try:
-        return tuple(template(prompt.chat(), add_generation_prompt=True, tokenize=True, return_dict=False))
+        return tuple(template(prompt.chat(), **how))
     except TemplateError as error:
         roles = ", ".join(str(message.get("role")) for message in prompt.chat())
         raise PromptError(
