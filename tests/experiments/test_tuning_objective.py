@@ -12,7 +12,7 @@ from tokenscale.core.data import Prompt
 from tokenscale.experiments.statistics import bonett_price, mean_difference
 from tokenscale.experiments.tasks import Problem, find_task
 from tokenscale.experiments.tuning_data import Item
-from tokenscale.experiments.tuning_objective import Measured, Part, Perplexity, WrongAnswers, ratio_difference
+from tokenscale.experiments.tuning_objective import Part, Perplexity, WrongAnswers, ratio_difference
 from tokenscale.pipeline import Pipeline
 from tokenscale.recipe_sections import GenerationSection
 
@@ -105,10 +105,3 @@ def test_wrong_answers_are_those_of_a_run():
     task = find_task("arithmetic")
     assert [p.total for p in found.parts] == [1 - task.grade(p, r.text) for p, r in zip(problems, results, strict=True)]
     assert found.cost == Cost.total(r.cost for r in results)
-
-
-def test_measurements_add_up():
-    one = Measured((Part("a", 1.0, 2),), Cost(flops=1))
-    other = Measured((Part("b", 5.0, 1),), Cost(flops=2))
-    assert (one + other).loss == 2.0
-    assert (one + other).cost.flops == 3

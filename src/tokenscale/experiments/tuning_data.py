@@ -48,7 +48,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Data:
-    """A validation and a test sample that share nothing; `documents` or `problems` are their sources."""
+    """A validation and a test sample that share nothing, both of documents or both of problems."""
 
     validation: tuple[Document, ...] | tuple[Problem, ...]
     test: tuple[Document, ...] | tuple[Problem, ...]

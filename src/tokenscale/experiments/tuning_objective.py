@@ -44,9 +44,6 @@ class Measured:
         """The mean over tokens or problems."""
         return math.fsum(p.total for p in self.parts) / sum(p.weight for p in self.parts)
 
-    def __add__(self, other: Measured) -> Measured:
-        return Measured(self.parts + other.parts, self.cost + other.cost)
-
 
 @dataclass(frozen=True)
 class Difference:
