@@ -35,11 +35,17 @@ def _idle(model: Any, router: Router) -> int:
 def layer_experts(model: Any, router: Router) -> list[nn.Parameter]:
     """The parameters of all experts of one router's layer."""
     block = _block(model, router)
-    holders = [m for m in block.modules() if type(m).__name__.endswith("Experts")]
+    holders = [m for m in block.modules() if _routed(m)]
     if not holders:  # experts that are rows of tables (doge)
         holders = [m for m in block.modules() if isinstance(m, nn.Embedding)]
     found = {id(p): p for holder in holders for p in holder.parameters()}
     return list(found.values())
+
+
+def _routed(module: nn.Module) -> bool:
+    """Whether a module holds all experts that a router chooses from."""
+    kind = type(module).__name__
+    return kind.endswith("Experts") and "Shared" not in kind
 
 
 def _block(model: nn.Module, router: Router) -> nn.Module:
@@ -47,8 +53,7 @@ def _block(model: nn.Module, router: Router) -> nn.Module:
     modules: dict[str, nn.Module] = dict(model.named_modules())
     name = next(name for name, module in modules.items() if module is router.module)
     while name:
-        kinds = [m for m in modules[name].modules() if type(m).__name__.endswith("Experts")]
-        if kinds or any(isinstance(m, nn.Embedding) for m in modules[name].modules()):
+        if any(_routed(m) or isinstance(m, nn.Embedding) for m in modules[name].modules()):
             return modules[name]
         name = name.rpartition(".")[0]
     return model

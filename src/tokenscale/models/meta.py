@@ -22,7 +22,10 @@ COUNTED_AT = LENGTHS[0] + 1
 
 @dataclass(frozen=True)
 class CacheLayer:
-    """What one layer keeps of a sequence: `fixed` bytes, and `growing` per key, of at most `window` keys."""
+    """What one layer keeps of a sequence: `fixed` bytes, and `growing` per key, of at most `window` keys.
+
+    Exact but for keys that are compressed by the block (deepseek_v4), where it holds at the ends of blocks.
+    """
 
     fixed: float
     growing: float
