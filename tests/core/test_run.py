@@ -227,18 +227,6 @@ def test_a_prompt_that_is_too_long_is_refused_before_anything_is_asked() -> None
     assert backend.tickets == 0
 
 
-def test_token_ids_that_the_model_does_not_have_are_refused_before_anything_is_asked() -> None:
-    backend, last = Shuffled(Random(0), 1), LM.vocab_size - 1
-    run_problems(LM, backend, (), [Prompt(token_ids=(last,))], seed=0, max_new_tokens=1)
-    tickets = backend.tickets
-    asked = [Prompt(text="x"), Prompt(token_ids=(1, 99999, last))]
-    with pytest.raises(
-        PromptError, match=rf"toy has no token id 99999: its ids are those below {last + 1}\n.*own token"
-    ):
-        run_problems(LM, backend, (), asked, seed=0, max_new_tokens=5)
-    assert backend.tickets == tickets
-
-
 def test_progress_counts_problems() -> None:
     seen: list[Any] = []
     asked = [Prompt(text=t) for t in "abc"]

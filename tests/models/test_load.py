@@ -16,6 +16,8 @@ from tokenscale.core.errors import CapabilityError, ModelError, PromptError
 from tokenscale.core.model import ROUTING_NOISE
 from tokenscale.models.hf import load, wrap
 from tokenscale.models.source import find
+from tokenscale.pipeline import Pipeline
+from tokenscale.token_level.decoders import Greedy
 
 
 def tokenizer(**special: str) -> PreTrainedTokenizerFast:
@@ -218,6 +220,17 @@ def test_a_chat_that_the_template_refuses_is_a_prompt_error() -> None:
     )
     with pytest.raises(PromptError, match=message):
         wrap(tiny("olmoe"), tok).encode(Prompt.of(messages))
+
+
+def test_token_ids_that_the_model_does_not_have_are_refused_before_anything_is_decoded() -> None:
+    lm, pipe = wrap(tiny("llama")), Pipeline(Greedy())
+    pipe.run(lm, [Prompt(token_ids=(100,))], max_new_tokens=1)
+    progress: list[int] = []
+    with pytest.raises(PromptError, match=r"has no token id 101\n  fix: use ids below 101"):
+        pipe.run(
+            lm, [Prompt(token_ids=(5,)), Prompt(token_ids=(5, 101))], progress=lambda done, _: progress.append(done)
+        )
+    assert progress == []
 
 
 @pytest.mark.parametrize("prompt", ["w1 w2 w3 w4", [{"role": "user", "content": "w1 w2 w3 w4"}]])

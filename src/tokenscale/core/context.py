@@ -11,8 +11,7 @@ from tokenscale.core.model import LanguageModel
 def check_ids(lm: LanguageModel, ids: Sequence[int]) -> None:
     """Raises PromptError for a token id that the model does not have."""
     if max(ids) >= lm.vocab_size:
-        message = f"{lm.name} has no token id {max(ids)}: its ids are those below {lm.vocab_size}"
-        raise PromptError(message, "use the ids that the model's own tokenizer makes")
+        raise PromptError(f"{lm.name} has no token id {max(ids)}", f"use ids below {lm.vocab_size}")
 
 
 def room(lm: LanguageModel, prompt_tokens: int) -> int:
