@@ -49,8 +49,8 @@ def idle(model: Any) -> int:
     """Parameters of experts that one token leaves without a gradient: those it did not run."""
     keyword = {} if model.config.model_type != "zaya" else {"use_cache": False}
     model(torch.tensor([[7]]), **keyword).logits.square().sum().backward()
-    kinds = {module: type(module).__name__ for module in model.modules()}
-    holders = [m for m, kind in kinds.items() if kind.endswith("Experts") and "Shared" not in kind]
+    named = [(path, m) for path, m in model.named_modules() if type(m).__name__.endswith("Experts")]
+    holders = [m for path, m in named if not path.endswith("shared_experts")]
     parts = [p.grad for holder in holders for p in holder.parameters()]
     return sum(int((g.flatten(1) == 0).all(1).sum()) * g[0].numel() for g in parts if g is not None)
 

@@ -35,17 +35,16 @@ def _idle(model: Any, router: Router) -> int:
 def layer_experts(model: Any, router: Router) -> list[nn.Parameter]:
     """The parameters of all experts of one router's layer."""
     block = _block(model, router)
-    holders = [m for m in block.modules() if _routed(m)]
+    holders = [m for name, m in block.named_modules() if _routed(name, m)]
     if not holders:  # experts that are rows of tables (doge)
         holders = [m for m in block.modules() if isinstance(m, nn.Embedding)]
     found = {id(p): p for holder in holders for p in holder.parameters()}
     return list(found.values())
 
 
-def _routed(module: nn.Module) -> bool:
+def _routed(path: str, module: nn.Module) -> bool:
     """Whether a module holds all experts that a router chooses from."""
-    kind = type(module).__name__
-    return kind.endswith("Experts") and "Shared" not in kind
+    return type(module).__name__.endswith("Experts") and "shared" not in path.rpartition(".")[2]
 
 
 def _block(model: nn.Module, router: Router) -> nn.Module:
@@ -53,7 +52,7 @@ def _block(model: nn.Module, router: Router) -> nn.Module:
     modules: dict[str, nn.Module] = dict(model.named_modules())
     name = next(name for name, module in modules.items() if module is router.module)
     while name:
-        if any(_routed(m) or isinstance(m, nn.Embedding) for m in modules[name].modules()):
+        if any(_routed(path, m) or isinstance(m, nn.Embedding) for path, m in modules[name].named_modules()):
             return modules[name]
         name = name.rpartition(".")[0]
     return model
