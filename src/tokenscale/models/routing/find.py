@@ -27,12 +27,13 @@ TRIAL = 32  # random hidden states of a trial
 
 @dataclass(frozen=True)
 class Place:
-    """A module that may hold a router, the module around it, and the width of hidden states."""
+    """A module that may hold a router, the module around it, and what hidden states are like."""
 
     name: str
     module: nn.Module
     parent: nn.Module
     width: int | None
+    dtype: torch.dtype | None
 
 
 def find_routers(model: Any) -> list[Router]:
@@ -41,9 +42,8 @@ def find_routers(model: Any) -> list[Router]:
     No weights are needed: a model on the meta device will do. Raises ModelError for a router that
     cannot be tried, or that a fused kernel has replaced.
     """
-    config = _config(model)
-    found = [router for place in _places(model, getattr(config, "hidden_size", None)) if (router := _router(place))]
-    return _looped(sorted(found, key=_depth), config)
+    found = [router for place in _places(model) if (router := _router(place))]
+    return _looped(sorted(found, key=_depth), _config(model))
 
 
 def _depth(router: Router) -> tuple[list[int], bool]:
@@ -51,13 +51,14 @@ def _depth(router: Router) -> tuple[list[int], bool]:
     return [int(n) for n in re.findall(r"\d+", router.name)], "attention" not in router.name
 
 
-def _places(model: Any, width: int | None) -> list[Place]:
+def _places(model: Any) -> list[Place]:
     """The modules of the text decoder: towers of pictures and sound are left out."""
     modules = dict(model.named_modules())
     decoder = model.get_decoder() if isinstance(getattr(model, "get_decoder", None), MethodType) else model
     inside = next((name for name, module in modules.items() if module is decoder), "")
+    like = getattr(_config(model), "hidden_size", None), getattr(model, "dtype", None)
     return [
-        Place(name, module, modules[name.rpartition(".")[0]] if name else module, width)
+        Place(name, module, modules[name.rpartition(".")[0]] if name else module, *like)
         for name, module in modules.items()
         if not inside or name == inside or name.startswith(f"{inside}.")
     ]
@@ -102,9 +103,6 @@ def _tried(place: Place) -> Router:
 def _made(place: Place, rule: Rule, output: Any) -> Router:
     kind = type(place.module).__name__
     supports, limits = EVERYTHING, ""
-    if rule.logits_at is None:
-        supports -= {"logits", "perturbed"}
-        limits = "its logits come from a quantised product that torch does not show; dequantise the model"
     if kind == "JetMoeTopKGating":
         supports, limits = supports - {"ranks"}, "attention runs one query per chosen expert, so their number is fixed"
     return Router(
@@ -127,7 +125,7 @@ def _arguments(place: Place, shape: tuple[int, ...]) -> list[Any]:
     names = list(inspect.signature(type(place.module).forward).parameters)[2:]
     further = [getattr(place.parent, name, None) for name in names]
     if getattr(place.module, "use_eda", False):  # zaya hands the states of a router to the next one
-        further = [_random((*shape[:-1], place.module.router_hidden_size), place.module)]  # type: ignore[arg-type]
+        further = [_random((*shape[:-1], place.module.router_hidden_size), place)]  # type: ignore[arg-type]
     while further and further[-1] is None:
         further.pop()
     return [_hidden(place, place.module, shape), *further]
@@ -136,13 +134,13 @@ def _arguments(place: Place, shape: tuple[int, ...]) -> list[Any]:
 def _hidden(place: Place, module: nn.Module, shape: tuple[int, ...]) -> Tensor:
     """Random hidden states for a module; without a configuration, of the width of its first matrix."""
     width = place.width or next(p.shape[-1] for p in module.parameters() if p.ndim == 2)
-    return _random((*shape[:-1], width), module)
+    return _random((*shape[:-1], width), place)
 
 
-def _random(shape: Sequence[int], module: nn.Module) -> Tensor:
-    """Random numbers of the type that a module computes in; quantised ones are fed what their model is fed."""
-    like = first_tensor(module)
-    dtype = like.dtype if like.dtype in (torch.float32, torch.float16, torch.bfloat16) else torch.bfloat16
+def _random(shape: Sequence[int], place: Place) -> Tensor:
+    """Random numbers of the model's type, on the module's device."""
+    like = first_tensor(place.module)
+    dtype = place.dtype or like.dtype
     if like.is_meta:
         return torch.empty(shape, device="meta", dtype=dtype)
     return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(like.device, dtype)

@@ -60,6 +60,8 @@ class Pass(TorchFunctionMode):
         return output
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self.edit is not None and self.rule.logits_at is None and self._takes_logits(func):
+            args = (self.edit(args[0]), *args[1:])
         result = func(*args, **(kwargs or {}))
         if self.chosen is not None or self._strange or not gives_tensors(result):
             return result
@@ -68,13 +70,18 @@ class Pass(TorchFunctionMode):
         if name != known:
             self._strange = f" ({name} instead of {known})"
             return result
+        first = next(iter((*args, *(kwargs or {}).values())), None)
         if self._number == self.rule.masked_at:
-            self.unmasked = args[0]
+            self.unmasked = first
         if self._number == self.rule.logits_at and self.edit is not None:
             return self.edit(result)
-        return self._chosen(args[0], result) if self._number == self.rule.choice_at else result
+        return self._chosen(first, result) if self._number == self.rule.choice_at else result
 
-    def _chosen(self, scores: Tensor, result: Any) -> Any:
+    def _takes_logits(self, func: Any) -> bool:
+        taken = self.rule.taken_at
+        return self._number + 1 == taken and name_of(func) == self.rule.operations[taken]
+
+    def _chosen(self, scores: Any, result: Any) -> Any:
         self.ranked, self.plain = scores, result[1]
         if self.choose is None:
             self.chosen = result[1]
@@ -83,8 +90,9 @@ class Pass(TorchFunctionMode):
         values = scores.gather(-1, self.chosen)
         if self.unmasked is not None:
             # An expert that was drawn from outside the groups has the weight of its own score.
-            own = self.chosen.shape == result[1].shape and (self.chosen == result[1]).all(-1, keepdim=True)
-            values = torch.where(torch.as_tensor(own), values, self.unmasked.gather(-1, self.chosen))
+            free = self.unmasked.gather(-1, self.chosen)
+            alike = self.chosen.shape == result[1].shape
+            values = torch.where((self.chosen == result[1]).all(-1, keepdim=True), values, free) if alike else free
         return torch.return_types.topk((values, self.chosen))
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 LINEAR = {"linear", "matmul", "mm", "addmm", "bmm"}
-SCORES = {"softmax", "sigmoid", "softplus", "log_softmax", "relu", "tanh"}
+SCORES = {"softmax", "sigmoid", "softplus", "log_softmax"}
 BIAS = {"add", "__add__", "__radd__", "add_"}
 
 
@@ -36,17 +36,18 @@ class Rule:
     """How a router gets from logits to experts.
 
     `logits_at` is the number of the operation that makes R (-1: R is the function's first argument;
-    None: R comes from something that is no operation of torch, such as a quantised product),
-    `choice_at` that of the operation that ranks `experts` scores and takes `top_k`. `monotone`: what it
-    ranks grows with R, the same for all experts. `indices_at` is the place of the indices in the
-    output, None where they are not given back as they were chosen. `masked_at` is the operation that
-    excludes experts outside the best groups; `operations` are the names of all up to the choice.
+    None: something that torch does not show makes it, such as a quantised product), `taken_at` that of
+    the operation that takes R, `choice_at` that of the operation that ranks `experts` scores and takes
+    `top_k`. `monotone`: what it ranks grows with R, the same for all experts. `indices_at` is the place
+    of the indices in the output, None where they are not given back as they were chosen. `masked_at` is
+    the operation that excludes experts outside the best groups; `operations` names all up to the choice.
     """
 
     family: str
     experts: int
     top_k: int
     logits_at: int | None
+    taken_at: int
     choice_at: int
     monotone: bool
     indices_at: int | None
@@ -64,8 +65,8 @@ class Trace(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if gives_tensors(result):
-            first = args[0] if args else next(iter((kwargs or {}).values()), None)
-            self.operations.append(Operation(name_of(func), first, result, tuple(args[1:])))
+            given = (*args, *(kwargs or {}).values())
+            self.operations.append(Operation(name_of(func), given[0] if given else None, result, given[1:]))
         return result
 
 
@@ -101,16 +102,16 @@ def rule_of(operations: Sequence[Operation], args: Sequence[Any], output: Any) -
     choice_at = choices[-1]
     ranked, (_, indices) = operations[choice_at].first, operations[choice_at].result
     chain = _ancestors(operations, choice_at)
-    logits = _logits(operations, chain, ranked)
+    taken_at = next((i for i in chain if _takes_logits(operations, chain, i)), choice_at)
+    logits = operations[taken_at].first
     made = next((i for i, op in enumerate(operations) if op.result is logits), -1 if logits is args[0] else None)
-    before = [operations[i] for i in chain]
-    family, monotone = _family(before, operations[choice_at + 1 :], indices.shape[-1])
+    family, monotone = _family(operations, chain, choice_at)
     outputs = output if isinstance(output, tuple) else (output,)
     places = [i for i, value in enumerate(outputs) if value is indices]
     place = places[0] if places else None
     masked = next((i for i in chain[::-1] if operations[i].name == "masked_fill"), None)
     names = tuple(op.name for op in operations[: choice_at + 1])
-    return Rule(family, ranked.shape[-1], indices.shape[-1], made, choice_at, monotone, place, masked, names)
+    return Rule(family, ranked.shape[-1], indices.shape[-1], made, taken_at, choice_at, monotone, place, masked, names)
 
 
 def _ancestors(operations: Sequence[Operation], choice_at: int) -> list[int]:
@@ -126,23 +127,19 @@ def _ancestors(operations: Sequence[Operation], choice_at: int) -> list[int]:
     return chain[::-1]
 
 
-def _logits(operations: Sequence[Operation], chain: Sequence[int], ranked: Any) -> Any:
-    """What the score function takes; without one, what is ranked before a bias is added."""
-    path = [operations[i] for i in chain]
-    for op in path:
-        if op.name in SCORES - {"tanh"}:
-            return op.first
-    for op in path:
-        if op.name in BIAS:
-            return op.first
-    return ranked
+def _takes_logits(operations: Sequence[Operation], chain: Sequence[int], number: int) -> bool:
+    """Whether an operation of the chain is the score function; without one, whether it adds a bias."""
+    scores = [i for i in chain if operations[i].name in SCORES]
+    return number in scores if scores else operations[number].name in BIAS
 
 
-def _family(before: Sequence[Operation], after: Sequence[Operation], top_k: int) -> tuple[str, bool]:
+def _family(operations: Sequence[Operation], chain: Sequence[int], choice_at: int) -> tuple[str, bool]:
     """A name such as "sigmoid + bias, groups, top-k, renormalised", and whether the choice grows with R."""
-    scores = next((op.name for op in before if op.name in SCORES - {"tanh"}), "logits")
+    before, after = [operations[i] for i in chain], operations[choice_at + 1 :]
+    top_k = operations[choice_at].result[1].shape[-1]
+    scores = next((op.name for op in before if op.name in SCORES), "logits")
     biased = any(op.name in BIAS and isinstance(op.others[0], Tensor) for op in before)
-    groups = any(op.name == "masked_fill" and _masks(op.others[0]) for op in before)
+    groups = any(op.name == "masked_fill" for op in before) and _limits_groups(operations, choice_at)
     late = next((op.name for op in after if op.name in SCORES), "") if scores == "logits" else ""
     sums = any(op.name in ("sum", "norm") and _chosen_sum(op, top_k) for op in after)
     parts = [scores + (" + bias" if biased else ""), "groups" if groups else "", f"top-{'k' if top_k > 1 else 1}"]
@@ -150,9 +147,11 @@ def _family(before: Sequence[Operation], after: Sequence[Operation], top_k: int)
     return ", ".join(part for part in parts if part), not (biased or groups)
 
 
-def _masks(mask: Any) -> bool:
-    """Whether a mask hides anything; on the meta device, which has no values, it is taken to."""
-    return not isinstance(mask, Tensor) or mask.is_meta or bool(mask.any())
+def _limits_groups(operations: Sequence[Operation], choice_at: int) -> bool:
+    """Whether fewer than all groups are taken before experts are."""
+    ranks = operations[choice_at].first.ndim
+    earlier = [op for op in operations[:choice_at] if op.name == "topk" and op.first.ndim == ranks]
+    return any(op.result[1].shape[-1] < op.first.shape[-1] for op in earlier)
 
 
 def _chosen_sum(op: Operation, top_k: int) -> bool:
