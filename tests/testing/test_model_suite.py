@@ -30,14 +30,16 @@ class FaultyModel(ToyModel):
         assert isinstance(state, ToyState)
         if self.fault == "batch":
             mix_up(state)
-        step = super().step(state, tokens, plan)
+        step = super().step(state, tokens, PLAN_FAULTS.get(self.fault, lambda plan: plan)(plan))
+        if self.fault == "early order" and plan.early_layers:
+            step = replace(step, logits=torch.cat([step.logits[:, :1], step.logits[:, 1:].flip(1)], 1))
         if self.fault == "noisy cache" and plan.routing is not None:
             for s in state.sequences:
                 s.past = s.past + 1e-3
         return STEP_FAULTS.get(self.fault, lambda step: step)(step)
 
     def prefill(self, prompts: Any, routing: Any = None) -> ToyState:
-        state = super().prefill(prompts, routing)
+        state = super().prefill(prompts, None if self.fault == "clean prefill" else routing)
         if self.fault == "prefill":
             for s in state.sequences:
                 s.past = s.past + 1e-3
@@ -55,6 +57,22 @@ def mix_up(state: ToyState) -> None:
             sequence.past = np.concatenate([longest[:1], sequence.past])[: len(sequence.past)]
 
 
+def without_dropout_rows(plan: RowPlan) -> RowPlan:
+    """Every sequence has the numbers of the first, as with rows in another order."""
+    if plan.dropout is None:
+        return plan
+    first = plan.dropout.uniforms[:, :1].expand_as(plan.dropout.uniforms)
+    return replace(plan, dropout=replace(plan.dropout, uniforms=first))
+
+
+PLAN_FAULTS: dict[str, Callable[[RowPlan], RowPlan]] = {
+    "stored": lambda plan: replace(plan, commit=True),
+    "own key": lambda plan: replace(plan, current_kv="own"),
+    "no dropout": lambda plan: replace(plan, dropout=None),
+    "dropout order": without_dropout_rows,
+    "ranks": lambda plan: plan if plan.routing is None else replace(plan, routing=replace(plan.routing, ranks=())),
+    "silent": lambda plan: plan if plan.commit else replace(plan, routing=None),
+}
 STEP_FAULTS: dict[str, Callable[[Step], Step]] = {
     "row 0": lambda step: step if step.changed is None else replace(step, logits=step.logits.flip(1)),
     "rows": lambda step: replace(step, logits=step.logits + 1e-3 * torch.arange(step.logits.shape[1])[:, None]),
@@ -77,6 +95,14 @@ STEP_FAULTS: dict[str, Callable[[Step], Step]] = {
         ("prefill", "a prefill equals its tokens one by one"),
         ("prefill experts", "experts are those its tokens ran"),
         ("capability", "inspect_layers|dense"),
+        ("stored", "a step that commits stores one token, any other none"),
+        ("own key", "a row that sees the clean key is another row"),
+        ("no dropout", "dropout changes a row"),
+        ("dropout order", "a row's dropout is its own"),
+        ("ranks", "each row runs top_k experts, or those of its ranks"),
+        ("silent", "rows of the last token are those that a step before it would have run"),
+        ("early order", "the last layer read as an early one is the model itself"),
+        ("clean prefill", "a noisy prefill equals its tokens one by one"),
     ],
 )
 def test_faulty_models_are_caught(fault: str, promise: str) -> None:

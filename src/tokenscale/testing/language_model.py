@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from tokenscale.core.data import Prompt
@@ -125,14 +126,26 @@ def _check_noise(lm: LanguageModel, ids: list[Ids], wanted: list[Tensor], atol: 
 
 
 def _check_selection(lm: LanguageModel, ids: list[Ids]) -> None:
-    """A shift that is larger than any router logit chooses the experts by itself, where it is not zero."""
-    layers, experts, top_k = lm.shape.moe_layers, lm.shape.experts, lm.shape.top_k
-    for layer in range(layers):
-        shift = torch.zeros(layers, 1, 2, experts)
-        shift[layer, 0, 1, :top_k] = 1e4
-        step = checked_step(lm, lm.prefill([ids[0][:-1]]), [ids[0][-1]], RowPlan(2, Routing.of(shift)))
-        assert step.experts is not None
-        chosen = step.experts[0, 1, layer].nonzero().flatten().tolist()
-        expect(chosen == list(range(top_k)), f"TopK(R + shift, k) chooses in MoE layer {layer}")
-        same = torch.equal(step.experts[0, 1, :layer], step.experts[0, 0, :layer])
+    """A shift larger than any router logit decides, whatever a router does to logits before it ranks them."""
+    top_k = lm.shape.top_k
+    for layer in range(lm.shape.moe_layers):
+        own, _ = _shifted(lm, ids[0], layer, [], 0)
+        left = (~own[layer]).nonzero().flatten().tolist()[:top_k]
+        clean, raised = _shifted(lm, ids[0], layer, left, 1e4)
+        expect(bool(raised[layer, left].any()), f"an expert of MoE layer {layer} that R + shift raises is run")
+        same = torch.equal(raised[:layer], clean[:layer])
         expect(same, f"noise in MoE layer {layer} leaves the layers before it alone")
+        one = int(own[layer].nonzero()[0])
+        _, lowered = _shifted(lm, ids[0], layer, [one], -1e4)
+        expect(not bool(lowered[layer, one]), f"an expert of MoE layer {layer} that R + shift lowers is not run")
+
+
+def _shifted(
+    lm: LanguageModel, prompt: Ids, layer: int, experts: list[int], by: float
+) -> tuple[Bool[Tensor, "moe_layers experts"], Bool[Tensor, "moe_layers experts"]]:
+    """The experts of a row without noise, and of one in which the logits of `experts` are shifted."""
+    shift = torch.zeros(lm.shape.moe_layers, 1, 2, lm.shape.experts)
+    shift[layer, 0, 1, experts] = by
+    marks = checked_step(lm, lm.prefill([prompt[:-1]]), [prompt[-1]], RowPlan(2, Routing.of(shift))).experts
+    assert marks is not None
+    return marks[0, 0], marks[0, 1]
