@@ -48,6 +48,12 @@ class Misfit(SequenceStrategy):
 
 
 @dataclass(frozen=True)
+class Kindless(SequenceStrategy):
+    def solve(self, ask):  # type: ignore[no-untyped-def]
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
 class Demanding(Plain):
     needs = frozenset({"telepathy", "routing_noise"})
 
@@ -162,6 +168,8 @@ def test_defaults(pipe: Pipeline, resolved: list[Stage]) -> None:
         ([Search(), ChainOfThought()], "prompting goes inside search", "write ChainOfThought() | "),
         ([Constraint()], "no constraint can run in this version", "leave it out"),
         ([Misfit()], "Misfit is of the kind decoder, but extends no Decoder", "extend Decoder"),
+        ([Kindless()], "Kindless has no kind", "`kind = ...` in its class, one of Kind.PROMPTING, Kind.SEARCH, Kind."),
+        ([RoE(2), Kindless()], "Kindless has no kind", "Kind.CHOOSING"),
         ([RoE], "RoE is a class, not a stage", "write RoE(...) with brackets"),
         ([5], "5 is not a stage", "pass strategies such as RoE(n=4)"),
         (["RoE(n=4)"], "'RoE(n=4)' is text, not a stage", "write Pipeline.parse('RoE(n=4)')"),

@@ -57,6 +57,9 @@ def ordered(stages: list[Stage]) -> tuple[Stage, ...]:
 
 
 def _check_class(stage: Stage) -> None:
+    if not isinstance(getattr(stage, "kind", None), Kind):
+        names = ", ".join(f"Kind.{kind.name}" for kind, cls in CLASSES.items() if isinstance(stage, cls))
+        raise PipelineError(f"{type(stage).__name__} has no kind", f"write `kind = ...` in its class, one of {names}")
     expected = CLASSES.get(stage.kind)
     if expected is None:
         raise PipelineError(f"{dsl.to_text(stage)}: no {_word(stage.kind)} can run in this version", "leave it out")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tokenscale.core.backend import Backend, Completion
 from tokenscale.core.cost import Cached, Lane, Ledger, Prefill, Usage
 from tokenscale.core.data import Ask, Candidate, Prompt, Result
-from tokenscale.core.errors import PromptError
+from tokenscale.core.errors import PipelineError, PromptError
 from tokenscale.core.noise import Stream
 from tokenscale.core.run import run_problems
 from tokenscale.core.strategy import Asks, Kind, SequenceStrategy
@@ -225,6 +225,47 @@ def test_a_prompt_that_is_too_long_is_refused_before_anything_is_asked() -> None
     ):
         run_problems(LM, backend, (), asked, seed=0, max_new_tokens=5)
     assert backend.tickets == 0
+
+
+@dataclass(frozen=True)
+class Faulty(SequenceStrategy):
+    """Gives `value` back from a plain function, or yields or returns it from a generator."""
+
+    where: str
+    value: Any
+    kind: ClassVar[Kind] = Kind.CHOOSING
+
+    def solve(self, ask: Ask) -> Any:
+        return self.value if self.where == "plain" else self._generator(ask)
+
+    def _generator(self, ask: Ask) -> Any:
+        answers = yield (self.value if self.where == "yielded" else [ask])
+        return self.value if self.where == "returned" else answers[0]
+
+
+A = Candidate("a", (), (), "eos", Stream(("x",)))
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "message"),
+    [
+        ("plain", [A], r"Faulty.solve returned \[Candidate.*, which is no generator\n.*`answers = yield \[ask\]`"),
+        ("plain", [], r"Faulty.solve returned \[\], which is no generator"),
+        ("yielded", A, "Faulty.solve yielded Candidate.*, which is no list of asks"),
+        ("yielded", [A], r"Faulty.solve yielded \[Candidate.*, which is no list of asks"),
+        ("returned", [], r"Faulty.solve was asked for 1 candidate, and returned \[\]\n.*list of as many"),
+        ("returned", None, "Faulty.solve was asked for 1 candidate, and returned None"),
+        ("returned", A, "Faulty.solve was asked for 1 candidate, and returned Candidate"),
+        ("returned", [A, A], r"Faulty.solve was asked for 1 candidate, and returned \[Candidate"),
+        ("returned", ["a"], r"Faulty.solve was asked for 1 candidate, and returned \['a'\]"),
+    ],
+)
+@pytest.mark.parametrize("outer", [(), (Rounds((2,)),)])
+def test_a_strategy_that_breaks_its_promise_is_named(
+    where: str, value: Any, message: str, outer: tuple[SequenceStrategy, ...]
+) -> None:
+    with pytest.raises(PipelineError, match=message):
+        run((Faulty(where, value), *outer), ["x", "y"], seed=0, limit=2)
 
 
 def test_progress_counts_problems() -> None:

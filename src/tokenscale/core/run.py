@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 
 from tokenscale.core.backend import Backend, Completion
 from tokenscale.core.context import check_ids, room
 from tokenscale.core.cost import Cost, Ledger, Usage
 from tokenscale.core.data import Ask, Candidate, Prompt, Result, RoutingStats
+from tokenscale.core.errors import PipelineError
 from tokenscale.core.model import LanguageModel
 from tokenscale.core.noise import Stream, prompt_key
 from tokenscale.core.strategy import Asks, Kind, SequenceStrategy
@@ -43,6 +44,7 @@ class _Node:
 
     generator: Asks
     parent: _Node | None
+    wanted: int = 1
     rounds: list[list[list[_Node | _Served]]] = field(default_factory=list)
     missing: int = 0
     candidates: list[Candidate] | None = None
@@ -84,7 +86,7 @@ class _Runner:
         asks = [ask] if strategy.kind is Kind.PROMPTING or ask.k == 1 else ask.copies()
         nodes: list[_Node | _Served] = []
         for one in asks:
-            node = _Node(strategy.solve(one), parent)
+            node = _Node(_started(strategy, one), parent, one.k)
             self._advance(problem, node, None, level)
             nodes.append(node)
         return nodes
@@ -95,8 +97,9 @@ class _Runner:
             try:
                 asks = node.generator.send(answers) if answers is not None else next(node.generator)
             except StopIteration as end:
-                node.candidates = end.value
+                node.candidates = _returned(self._strategies[level], end.value, node.wanted)
                 return
+            _check_yielded(self._strategies[level], asks)
             node.rounds.append([self._serve(problem, ask, level - 1, node) for ask in asks])
             node.missing = sum(part.candidates is None for parts in node.rounds[-1] for part in parts)
             if node.missing:
@@ -126,6 +129,29 @@ class _Runner:
                 node.generator.close()
                 node = node.parent
         self._waiting.clear()
+
+
+def _started(strategy: SequenceStrategy, ask: Ask) -> Asks:
+    generator = strategy.solve(ask)
+    if isinstance(generator, Generator):
+        return generator
+    message = f"{type(strategy).__name__}.solve returned {generator!r:.60}, which is no generator"
+    raise PipelineError(message, "ask in it: `answers = yield [ask]`")
+
+
+def _check_yielded(strategy: SequenceStrategy, asks: object) -> None:
+    if not (isinstance(asks, list) and all(isinstance(ask, Ask) for ask in asks)):
+        message = f"{type(strategy).__name__}.solve yielded {asks!r:.60}, which is no list of asks"
+        raise PipelineError(message, "yield a list: `answers = yield [ask]`")
+
+
+def _returned(strategy: SequenceStrategy, value: object, wanted: int) -> list[Candidate]:
+    found = value if isinstance(value, list) else []
+    if len(found) == wanted and all(isinstance(candidate, Candidate) for candidate in found):
+        return found
+    asked = f"{wanted} candidate{'s'[: wanted > 1]}"
+    message = f"{type(strategy).__name__}.solve was asked for {asked}, and returned {value!r:.60}"
+    raise PipelineError(message, "return a list of as many candidates as `ask.k` says, best first")
 
 
 def _answers(parts: list[list[_Node | _Served]]) -> list[list[Candidate]]:
@@ -220,7 +246,8 @@ def run_problems(
     backend is hungry. As each problem ends, in whatever order, `on_result(number of its prompt, result)`
     is called, and then `progress(done, total)`, which is called at the start too.
     Whatever ends the call early (an error, Ctrl-C) first cancels what is outstanding.
-    Raises PromptError before any decoding for a prompt that cannot be encoded or fills the context; one
+    Raises PipelineError for a strategy whose `solve` breaks its promise, by name, and
+    PromptError before any decoding for a prompt that cannot be encoded or fills the context; one
     that a strategy makes too long is refused when its turn comes.
     """
     asks = deque(_asks(lm, prompts, seed, max_new_tokens, stop_strings))

@@ -31,7 +31,8 @@ def expect_close(found: Tensor, wanted: Tensor, atol: float, promise: str) -> No
 def check_stage(stage: Stage) -> None:
     """A stage is a frozen dataclass that compares by value and can be hashed."""
     name = type(stage).__name__
-    expect(isinstance(stage, Stage) and isinstance(stage.kind, Kind), f"{name} is a Stage with a kind")
+    expect(isinstance(stage, Stage), f"{name} is a Stage")
+    expect(isinstance(getattr(stage, "kind", None), Kind), f"{name} has a kind, such as `kind = Kind.CHOOSING`")
     parameters = getattr(stage, "__dataclass_params__", None)
     expect(parameters is not None and parameters.frozen, f"{name} is a frozen dataclass")
     copy = dataclasses.replace(cast(Any, stage))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import replace
 
 from tokenscale.core.data import Ask, Candidate, Prompt
@@ -40,12 +40,14 @@ def check_sequence_strategy(
     """
     check_stage(strategy)
     asked = Ask(prompt or Prompt(text="Q: 1 + 1?\nA:"), Stream((0, "conformance")), max_new_tokens=16)
+    name = type(strategy).__name__
     widths = (1, 3) if strategy.kind is Kind.PROMPTING else (1,)
     for k in widths:
         ask = replace(asked, k=k)
         asks, candidates = _drive(strategy, ask, respond)
-        expect(len(candidates) == k, f"it returns as many candidates as were asked for ({k})")
-        expect(all(isinstance(c, Candidate) for c in candidates), "it returns candidates")
+        count = len(candidates) if isinstance(candidates, list) else repr(candidates)
+        expect(count == k, f"{name}.solve returns a list of as many candidates as were asked for ({k}), not {count}")
+        expect(all(isinstance(c, Candidate) for c in candidates), f"{name}.solve returns candidates")
         expect(_drive(strategy, ask, respond) == (asks, candidates), "the same twice")
         _check_streams(ask, asks)
     _check_closing(strategy, asked)
@@ -54,16 +56,19 @@ def check_sequence_strategy(
 
 def _drive(strategy: SequenceStrategy, ask: Ask, respond: Responder) -> tuple[list[Ask], list[Candidate]]:
     """All asks that were made, and what came out."""
-    generator, made = strategy.solve(ask), list[Ask]()
+    generator, made, name = strategy.solve(ask), list[Ask](), type(strategy).__name__
+    expect(isinstance(generator, Generator), f"{name}.solve is a generator: it yields asks and returns candidates")
     try:
         asks = next(generator)
         for _ in range(MOST_ROUNDS):
-            expect(isinstance(asks, list) and all(isinstance(a, Ask) for a in asks), "it yields lists of asks")
+            expect(
+                isinstance(asks, list) and all(isinstance(a, Ask) for a in asks), f"{name}.solve yields lists of asks"
+            )
             made += asks
             asks = generator.send([respond(a) for a in asks])
     except StopIteration as end:
         return made, end.value
-    raise AssertionError(f"it ends within {MOST_ROUNDS} rounds")
+    raise AssertionError(f"{name}.solve ends within {MOST_ROUNDS} rounds")
 
 
 def _check_streams(ask: Ask, asks: list[Ask]) -> None:
