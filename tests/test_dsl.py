@@ -75,6 +75,7 @@ def test_what_may_be_written(text: str, stages: list[Stage]) -> None:
         ("  \n", "the text of a pipeline is empty", "", "write Greedy()"),
         ("SelfConsistancy(k=5)", "unknown strategy 'SelfConsistancy'", "column 1", "did you mean 'SelfConsistency'"),
         ("RoE(n=4, tua=0.3)", "unknown parameter 'tua' in RoE", "column 10", "did you mean 'tau'"),
+        ("Greedy(x=1)", "unknown parameter 'x' in Greedy", "column 8", "write Greedy(), which takes no parameters"),
         ("RoE(n=4", "expected ')', got the end", "column 8", "close the bracket"),
         ("RoE(n=4 tau=1)", "expected ')', got 'tau'", "column 9", "separate arguments by ','"),
         ("RoE n=4", "expected '(', got 'n'", "column 5", "RoE(...)"),

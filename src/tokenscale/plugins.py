@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from tokenscale.core.errors import PipelineError, TokenscaleError, unknown
+from tokenscale.core.errors import PipelineError, TokenscaleError, UnknownNameError, unknown
 from tokenscale.core.strategy import Kind, Stage
 from tokenscale.sequence_level.chain_of_thought import ChainOfThought
 from tokenscale.sequence_level.self_consistency import SelfConsistency
@@ -179,6 +179,9 @@ def parameters(cls: type[Stage]) -> tuple[str, ...]:
 
 def check_parameter(cls: type[Stage], name: str) -> None:
     """Refuses a parameter that a strategy does not have. Raises UnknownNameError."""
+    if not parameters(cls):
+        message = f"unknown parameter {name!r} in {cls.__name__}"
+        raise UnknownNameError(message, f"write {cls.__name__}(), which takes no parameters")
     if name not in parameters(cls):
         raise unknown("parameter", name, parameters(cls), cls.__name__)
 

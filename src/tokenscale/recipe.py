@@ -126,6 +126,7 @@ WORDS = {
     "dict_type": "must be a mapping",
     "tuple_type": "must be a list",
     "too_short": "must not be empty",
+    "too_long": "has too many entries",
     "string_too_short": "must not be empty",
 }
 
@@ -152,6 +153,10 @@ def _problem(source: Source, error: ErrorDetails) -> Problem:
     place = source.keys[loc] if "[key]" in error["loc"] else source.place(loc)
     if kind == "extra_forbidden":
         return _unknown_key(source, loc)
+    if kind == "missing" and isinstance(loc[-1], int):
+        return Problem(
+            place, f"{_dotted(loc[:-1])}: has too few entries, got {error['input']!r:.60}", f"write {_form(loc)}"
+        )
     if kind == "missing":
         return Problem(place, f"the key {_dotted(loc)!r} is missing", f"add it: {_form(loc)}")
     if kind == "refused":

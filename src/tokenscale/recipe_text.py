@@ -62,7 +62,10 @@ def refusal(problems: Iterable[Problem]) -> RecipeError:
     if len(found) == 1:
         [one] = found
         return RecipeError(f"{one.place}: {one.message}", one.hint)
-    lines = [f"{p.place}: {p.message}" + (f"\n    fix: {p.hint}" if p.hint else "") for p in found]
+    # A message may show an excerpt on lines of its own: they are indented as the fix is.
+    lines = [
+        f"{p.place}: {p.message}".replace("\n", "\n  ") + (f"\n    fix: {p.hint}" if p.hint else "") for p in found
+    ]
     return RecipeError(f"{len(found)} errors\n  " + "\n  ".join(lines))
 
 

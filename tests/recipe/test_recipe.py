@@ -74,7 +74,22 @@ WRONG = [
     ("question: Why?", "question: Why?\nseeds: [3, 3]", 3, 8, "seeds: 3 stands twice", "each seed once"),
     ("question: Why?", "question: Why?\ncontrasts: [[greedy, roe]]", 3, 22, "name no arm 'roe'", "known: greedy"),
     ("question: Why?", "question: Why?\ncontrasts: [[greedy, greedy]]", 3, 13, "compared with itself", "two arms"),
-    ("question: Why?", "question: Why?\ncontrasts: [[greedy]]", 3, 13, "contrasts.0", "pairs of arms"),
+    (
+        "question: Why?",
+        "question: Why?\ncontrasts: [[greedy]]",
+        3,
+        13,
+        "contrasts.0: has too few entries, got",
+        "pairs",
+    ),
+    (
+        "question: Why?",
+        "question: Why?\ncontrasts: [[a, b, c]]",
+        3,
+        13,
+        "contrasts.0: has too many entries, got",
+        "pairs",
+    ),
     ("question: Why?", "question: Why?\nmargin: .inf", 3, 9, "margin:", "points of accuracy"),
     ("question: Why?", "question: Why?\nrun: {batch_size: 0}", 3, 19, "run.batch_size: must be auto or", "auto"),
     (
@@ -194,6 +209,15 @@ def test_all_errors_are_told_at_once_in_the_order_of_the_file(load):
     lines = [int(n) for n in re.findall(r"line (\d+), column", message)]
     assert lines == [1, 4, 6]
     assert message.count("fix: ") == 3
+
+
+def test_the_excerpt_of_a_pipeline_is_indented_among_several_errors(load):
+    with pytest.raises(RecipeError) as caught:
+        load(SMALL.replace("Greedy()", "RoE(n=0)\n  other: RoE(n=-1)"))
+    lines = caught.value.message.splitlines()
+    assert lines[0] == "2 errors"
+    assert [line.lstrip() for line in lines[2:4]] == ["RoE(n=0)", "^"]
+    assert all(line.startswith("    ") for i, line in enumerate(lines[1:]) if i % 4)
 
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
