@@ -181,13 +181,15 @@ class Pipeline(Composable):
             max_new_tokens=max_new_tokens,
             stop_strings=stops,
             progress=progress,
-            on_result=lambda index, result: tell(index, self.with_notes(result)),
+            on_result=lambda index, result: tell(index, self.with_notes(result, lm)),
         )
-        return [self.with_notes(result) for result in results]
+        return [self.with_notes(result, lm) for result in results]
 
-    def with_notes(self, result: Result) -> Result:
+    def with_notes(self, result: Result, lm: LanguageModel) -> Result:
         """The result with the token level's notes and, where no stage chose or found an answer, the text's number."""
         notes = self.proposer.notes(result.routing)
+        if lm.bill_note:
+            notes += (f"the cost of {lm.name} is an estimate: {lm.bill_note}. `tokenscale inspect` shows both counts.",)
         if not self.decoder.random and len(result.candidates) > 1:
             notes += _alike(result, self)
         found = result.answer is not None or any(stage.kind is Kind.CHOOSING for stage in self.strategies)

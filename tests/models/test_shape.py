@@ -9,8 +9,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.models.tiny import FAMILIES, tiny
+from tests.models.zoo import tiny_model
+from tokenscale.core.data import Prompt
 from tokenscale.core.plan import RowPlan
 from tokenscale.models.hf import wrap
+from tokenscale.pipeline import Pipeline
+from tokenscale.token_level.decoders import Greedy
 
 
 def grouped_mm_flops(a: Any, b: Any, *args: Any, **kwargs: Any) -> int:
@@ -80,3 +84,15 @@ def test_kv_bytes_are_what_transformers_stores(family: str) -> None:
     cache = model(torch.arange(3, 6)[None], use_cache=True).cache
     stored = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     assert wrap(model).shape.kv_bytes * 3 == stored
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [("deepseek_v3", "stores latent keys"), ("lfm2_moe", "whose state is not plain keys and values"), ("olmoe", "")],
+)
+def test_a_bill_that_is_an_estimate_says_so(name: str, why: str) -> None:
+    lm = wrap(tiny_model(name))
+    assert why in lm.bill_note
+    assert bool(lm.bill_note) == bool(why)
+    [result] = Pipeline(Greedy()).run(lm, [Prompt(token_ids=(3, 4))], max_new_tokens=2)
+    assert any("the cost of" in note for note in result.notes) == bool(why)

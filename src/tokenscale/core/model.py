@@ -58,7 +58,8 @@ class LanguageModel(ABC):
     `context_length` (most tokens a sequence may have), `vocab_size`, `eos_ids`, `suppressed_ids`
     (never generated), `capabilities` (names such as "routing_noise"), `shape`, `layers` and
     `hidden_size` (decoder layers and the width of the residual stream), `tokenizer` (None where the
-    model came without one), `sampling_defaults` (what the checkpoint recommends, among temperature,
+    model came without one), `bill_note` (why its bills are estimates, as the end of a sentence; empty
+    where they are exact), `sampling_defaults` (what the checkpoint recommends, among temperature,
     top_k, top_p and min_p).
     """
 
@@ -72,6 +73,7 @@ class LanguageModel(ABC):
     shape: ModelShape
     layers: int
     hidden_size: int
+    bill_note: str = ""
     tokenizer: Any
     sampling_defaults: Mapping[str, float]
 

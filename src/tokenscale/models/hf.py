@@ -34,7 +34,7 @@ from tokenscale.models.routers import find_routers
 from tokenscale.models.scoring import score_texts
 from tokenscale.models.shape import model_shape
 from tokenscale.models.source import LOADABLE, PACKAGED, find
-from tokenscale.models.supported import cache_form, cache_keyword, missing, refuse_hidden_experts
+from tokenscale.models.supported import bill_note, cache_form, cache_keyword, missing, refuse_hidden_experts
 from tokenscale.models.text import decode, encode
 
 PREFILL_TOKENS = 8192  # tokens, padding included, of one prefill forward
@@ -124,6 +124,7 @@ class HFModel(LanguageModel):
         self.cache_form, self.cache_form_reason = form.name, form.reason
         blocks = find_blocks(model)
         self.layers, self.hidden_size = len(blocks.layers) or config.num_hidden_layers, config.hidden_size
+        self.bill_note = bill_note(config, form)
         self.shape = model_shape(model, routers, form.windows)
         self.network = Network(model, routers, self.shape, blocks, cache_keyword(model))
         expanded = form.name == "expanded"

@@ -68,6 +68,15 @@ def cache_form(config: Any, kind: type | None = None) -> CacheForm:
     return CacheForm("query rows", "all its layers store plain keys and values", windows)
 
 
+def bill_note(config: Any, form: CacheForm) -> str:
+    """Why the bills of a model are estimates; empty where FLOPs and cache are those that torch counts."""
+    if getattr(config, "kv_lora_rank", None):
+        return "its attention stores latent keys, and is billed as if it stored keys and values"
+    if form.name == "expanded":
+        return f"{form.reason}, and is billed as if all its layers attended to keys and values"
+    return ""
+
+
 def _pads(config: Any, layers: Sequence[Any]) -> bool:
     """Whether its layers leave padding on the left out of their states. Tested for each of these classes."""
     known = all(type(layer) in PADDED for layer in layers)
