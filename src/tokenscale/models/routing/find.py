@@ -91,11 +91,11 @@ def _tried(place: Place) -> Router:
         except (TypeError, ValueError, RuntimeError, IndexError) as error:
             errors.append(str(error))
             continue
-        if rule := rule_of(operations, args, output):
+        if rule := rule_of(operations, output):
             return _made(place, rule, output)
     raise ModelError(
         f"the router {place.name} ({type(module).__name__}) does not choose experts from hidden states in a way that "
-        f"is understood{': ' + errors[0] if errors else ''}",
+        f"is understood{': ' + '; or '.join(dict.fromkeys(errors)) if errors else ''}",
         "use a model that transformers itself defines, without fused kernels, or dequantise it",
     )
 
@@ -103,6 +103,9 @@ def _tried(place: Place) -> Router:
 def _made(place: Place, rule: Rule, output: Any) -> Router:
     kind = type(place.module).__name__
     supports, limits = EVERYTHING, ""
+    if rule.made_at == -1:
+        supports -= {"perturbed"}
+        limits = "gate weights are made of logits from a kernel, which cannot be perturbed; dequantise the model"
     if kind == "JetMoeTopKGating":
         supports, limits = supports - {"ranks"}, "attention runs one query per chosen expert, so their number is fixed"
     return Router(
@@ -151,7 +154,7 @@ def _block_router(place: Place) -> Router:
     block: Any = place.module
     logits = block.router(_hidden(place, block.router, (TRIAL, -1)))
     operations, output = traced(getattr(block, BLOCK_METHOD), [logits])
-    rule = rule_of(operations, [logits], output)
+    rule = rule_of(operations, output)
     assert rule is not None
     way = Replay(rule, place.name)
     return Router(place.name, block, rule.experts, rule.top_k, rule.family, way, BLOCK_METHOD, monotone=rule.monotone)

@@ -34,21 +34,30 @@ class Routed:
 
 
 class Pass(TorchFunctionMode):
-    """One run of a router: `edit` replaces its logits, `choose` its choice; what it ranked is noted."""
+    """One run of a router: `edit` replaces its logits, `choose` its choice; what it ranked is noted.
 
-    def __init__(self, rule: Rule, edit: Callable[[Tensor], Tensor] | None = None, choose: Chooser | None = None):
+    `weigh`: the logits that gate weights are made of are replaced too, not those alone that are ranked.
+    """
+
+    def __init__(
+        self,
+        rule: Rule,
+        edit: Callable[[Tensor], Tensor] | None = None,
+        choose: Chooser | None = None,
+        weigh: bool = False,
+    ):
         super().__init__()
         self.rule, self.edit, self.choose = rule, edit, choose
+        self.edited_at = rule.made_at if weigh and rule.made_at is not None else None
         self.ranked: Tensor | None = None
         self.unmasked: Tensor | None = None
         self.plain: Tensor | None = None
         self.chosen: Tensor | None = None
         self._number, self._strange = -1, ""
+        self._dtype: torch.dtype | None = None
 
     def run(self, call: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], name: str) -> Any:
         """Calls the router. Raises RoutingError where it does other operations than when it was tried."""
-        if self.edit is not None and self.rule.logits_at == -1:
-            args = (self.edit(args[0]), *args[1:])
         with self:
             output = call(*args, **kwargs)
         if self.chosen is None:
@@ -60,9 +69,10 @@ class Pass(TorchFunctionMode):
         return output
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if self.edit is not None and self.rule.logits_at is None and self._takes_logits(func):
-            args = (self.edit(args[0]), *args[1:])
-        result = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if self.edit is not None and self.edited_at is None and self._takes_logits(func):
+            args, kwargs = self._edited(args, kwargs)
+        result = func(*args, **kwargs)
         if self.chosen is not None or self._strange or not gives_tensors(result):
             return result
         self._number += 1
@@ -70,22 +80,34 @@ class Pass(TorchFunctionMode):
         if name != known:
             self._strange = f" ({name} instead of {known})"
             return result
-        first = next(iter((*args, *(kwargs or {}).values())), None)
+        first = next(iter((*args, *kwargs.values())), None)
         if self._number == self.rule.masked_at:
             self.unmasked = first
-        if self._number == self.rule.logits_at and self.edit is not None:
+        if self._number == self.edited_at and self.edit is not None:
             return self.edit(result)
         return self._chosen(first, result) if self._number == self.rule.choice_at else result
 
     def _takes_logits(self, func: Any) -> bool:
         taken = self.rule.taken_at
-        return self._number + 1 == taken and name_of(func) == self.rule.operations[taken]
+        return self.chosen is None and self._number + 1 == taken and name_of(func) == self.rule.operations[taken]
+
+    def _edited(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """The arguments with the edited logits. What is only ranked is not rounded to half precision."""
+        assert self.edit is not None
+        if self.choose is None and "dtype" in kwargs:
+            kwargs = {**kwargs, "dtype": torch.float32}
+        if args:
+            self._dtype = args[0].dtype
+            return (self.edit(args[0]), *args[1:]), kwargs
+        name, logits = next(iter(kwargs.items()))
+        self._dtype = logits.dtype
+        return args, {**kwargs, name: self.edit(logits)}
 
     def _chosen(self, scores: Any, result: Any) -> Any:
         self.ranked, self.plain = scores, result[1]
         if self.choose is None:
             self.chosen = result[1]
-            return result
+            return torch.return_types.topk((result[0].to(self._dtype or result[0].dtype), result[1]))
         self.chosen = self.choose(scores, result[1], self.unmasked)
         values = scores.gather(-1, self.chosen)
         if self.unmasked is not None:
@@ -139,7 +161,7 @@ class Replay:
 
         parts: list[tuple[Any, Tensor, Tensor]] = []
         for width, here in draw.widths(self.rule.top_k, _tokens(args[0]), args[0].device):
-            last = Pass(self.rule, self._weights_edit(draw), chooser(width))
+            last = Pass(self.rule, self._weights_edit(draw), chooser(width), weigh=True)
             with _Taking(module, width):
                 output = last.run(call, args, kwargs, self.name)
             assert last.ranked is not None

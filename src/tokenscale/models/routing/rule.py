@@ -1,9 +1,9 @@
 """What a router does, read off the operations of one forward of its own code.
 
 Transformers' routers are about eighty classes of few kinds. Here a router is run once on random hidden
-states while torch tells every operation, and three of them are found: the one that makes the router
-logits R, the one that ranks the experts, and what stands between them (a score function, a bias, a
-limit to groups). Operations are known by their number, which is the same in every forward.
+states while torch tells every operation, and these are found: the one that takes the router logits R,
+the one that ranks the experts, and what stands between them (a score function, a bias, a limit to
+groups). Operations are known by their number, which is the same in every forward.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from torch.overrides import TorchFunctionMode
 
 LINEAR = {"linear", "matmul", "mm", "addmm", "bmm"}
 SCORES = {"softmax", "sigmoid", "softplus", "log_softmax"}
+MAKERS = LINEAR | {"float", "to", "type", "mul", "div", "tanh"}
+SHAPES = {"reshape", "view", "flatten", "unsqueeze"}
+LIKE = {"full_like", "zeros_like", "empty_like", "ones_like"}
 BIAS = {"add", "__add__", "__radd__", "add_"}
 
 
@@ -35,20 +38,22 @@ class Operation:
 class Rule:
     """How a router gets from logits to experts.
 
-    `logits_at` is the number of the operation that makes R (-1: R is the function's first argument;
-    None: something that torch does not show makes it, such as a quantised product), `taken_at` that of
-    the operation that takes R, `choice_at` that of the operation that ranks `experts` scores and takes
-    `top_k`. `monotone`: what it ranks grows with R, the same for all experts. `indices_at` is the place
-    of the indices in the output, None where they are not given back as they were chosen. `masked_at` is
-    the operation that excludes experts outside the best groups; `operations` names all up to the choice.
+    `taken_at` is the number of the operation that takes the logits R, `choice_at` that of the operation
+    that ranks `experts` scores and takes `top_k`. `made_at` is the operation that makes R, where gate
+    weights are made of R once more: None where not, -1 where it must not be touched, being no product
+    of torch's own (a kernel that fills a tensor later).
+
+    `monotone`: what is ranked grows with R, the same for all experts. `indices_at` is the place of the
+    indices in the output, None where they are not given back as they were chosen. `masked_at` is the
+    operation that excludes experts outside the best groups; `operations` names all up to the choice.
     """
 
     family: str
     experts: int
     top_k: int
-    logits_at: int | None
     taken_at: int
     choice_at: int
+    made_at: int | None
     monotone: bool
     indices_at: int | None
     masked_at: int | None
@@ -94,7 +99,7 @@ def traced(call: Callable[..., Any], args: Sequence[Any]) -> tuple[list[Operatio
     return trace.operations, output
 
 
-def rule_of(operations: Sequence[Operation], args: Sequence[Any], output: Any) -> Rule | None:
+def rule_of(operations: Sequence[Operation], output: Any) -> Rule | None:
     """The rule behind the operations of a router's run; None where no choice is seen."""
     choices = [i for i, op in enumerate(operations) if op.name == "topk"]
     if not choices:
@@ -103,15 +108,15 @@ def rule_of(operations: Sequence[Operation], args: Sequence[Any], output: Any) -
     ranked, (_, indices) = operations[choice_at].first, operations[choice_at].result
     chain = _ancestors(operations, choice_at)
     taken_at = next((i for i in chain if _takes_logits(operations, chain, i)), choice_at)
-    logits = operations[taken_at].first
-    made = next((i for i, op in enumerate(operations) if op.result is logits), -1 if logits is args[0] else None)
+    made_at = _made_at(operations, taken_at)
     family, monotone = _family(operations, chain, choice_at)
     outputs = output if isinstance(output, tuple) else (output,)
     places = [i for i, value in enumerate(outputs) if value is indices]
     place = places[0] if places else None
     masked = next((i for i in chain[::-1] if operations[i].name == "masked_fill"), None)
     names = tuple(op.name for op in operations[: choice_at + 1])
-    return Rule(family, ranked.shape[-1], indices.shape[-1], made, taken_at, choice_at, monotone, place, masked, names)
+    sizes = ranked.shape[-1], indices.shape[-1]
+    return Rule(family, *sizes, taken_at, choice_at, made_at, monotone, place, masked, names)
 
 
 def _ancestors(operations: Sequence[Operation], choice_at: int) -> list[int]:
@@ -131,6 +136,19 @@ def _takes_logits(operations: Sequence[Operation], chain: Sequence[int], number:
     """Whether an operation of the chain is the score function; without one, whether it adds a bias."""
     scores = [i for i in chain if operations[i].name in SCORES]
     return number in scores if scores else operations[number].name in BIAS
+
+
+def _made_at(operations: Sequence[Operation], taken_at: int) -> int | None:
+    """The operation that makes R, where R is used again; -1 where that is no operation to touch."""
+    logits = operations[taken_at].first
+    same, again = [logits], False
+    for op in operations[taken_at + 1 :]:
+        if any(op.first is tensor for tensor in same):
+            same += [op.result] if op.name in SHAPES else []
+            again = again or op.name not in SHAPES | LIKE
+    if not again:
+        return None
+    return next((i for i, op in enumerate(operations) if op.result is logits and op.name in MAKERS), -1)
 
 
 def _family(operations: Sequence[Operation], chain: Sequence[int], choice_at: int) -> tuple[str, bool]:
