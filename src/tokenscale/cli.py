@@ -236,8 +236,9 @@ def _compare(recipe: Recipe, folder: Path, as_json: bool, kept: bool = True) -> 
         return
     console = Console(highlight=False)
     console.print(escape(report["question"]))
-    for table in arm_tables(report):
-        _print_table(console, table)
+    below = [line for table in arm_tables(report) for line in _print_table(console, table)]
+    for line in dict.fromkeys(below):  # tables of several models have the same pipelines
+        console.print(line, soft_wrap=True)
     console.print()
     for line in [legend(report), *claims(report), *smallest_shown(report), *notes(report), report["caveat"]]:
         console.print(escape(line))
@@ -262,8 +263,8 @@ def _bar() -> Iterator[Callable[[RunProgress], None]]:
         yield update
 
 
-def _print_table(console: Console, table: Table) -> None:
-    """A table of arms; in a narrow terminal the pipelines stand below it."""
+def _print_table(console: Console, table: Table) -> list[str]:
+    """A table of arms. Returns what is to stand below all tables: in a narrow terminal, the pipelines."""
     pipelines = [row[table.headers.index("pipeline")] for row in table.rows]
     wide = console.width >= FIGURES_WIDTH + max(map(len, pipelines))
     shown = [i for i, header in enumerate(table.headers) if wide or header != "pipeline"]
@@ -275,9 +276,9 @@ def _print_table(console: Console, table: Table) -> None:
     for row in table.rows:
         grid.add_row(*(escape(row[i]) for i in shown))
     console.print(grid)
-    if not wide:
-        for row, pipeline in zip(table.rows, pipelines, strict=True):
-            console.print(f"{escape(row[0])}: {escape(pipeline)}", soft_wrap=True)
+    if wide:
+        return []
+    return [f"{escape(row[0])}: {escape(pipeline)}" for row, pipeline in zip(table.rows, pipelines, strict=True)]
 
 
 def _print_json(value: Any) -> None:

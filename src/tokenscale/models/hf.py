@@ -50,7 +50,7 @@ def load(
     quantization_config: Any = None,
     **from_pretrained: Any,
 ) -> HFModel:
-    """A causal language model and its tokenizer, from "demo", "demo-noisy", a folder or a hub id.
+    """A causal language model and its tokenizer, from "demo" or another packaged name, a folder or a hub id.
 
     Keywords are those of transformers' `from_pretrained`. The packaged models compute in float32.
     Experts run as grouped products where transformers can, on a CPU too, unless `experts_implementation`
