@@ -219,7 +219,10 @@ def program(code, *arguments, **keywords):
 
 def test_ctrl_c_ends_a_run_with_130_and_keeps_its_answers(tmp_path):
     (tmp_path / "recipe.yaml").write_text(RECIPE.replace("limit: 5", "limit: 500"))
+    # A shell's background job ignores SIGINT, and so would what it starts.
     code = """
+        import signal
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         from tests.comparison import small_toy
         from tokenscale.experiments import execute
         execute.load = small_toy
