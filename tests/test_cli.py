@@ -71,6 +71,8 @@ def test_dry_run_loads_no_model_and_writes_nothing(tokenscale, monkeypatch):
     result = tokenscale("run", "recipe.yaml", "--dry-run")
     assert "vote: Plain() | MeanProbability() | Sample(" in result.stdout
     assert "15 answers: problems x arms x seeds x models = 5 x 3 x 1 x 1." in result.stdout
+    one = ["arms={greedy: Greedy()}", "contrasts=[]", "tasks.arithmetic.limit=1"]
+    assert "\n1 answer: problems x arms" in tokenscale("run", "recipe.yaml", *one, "--dry-run").stdout
     plan = json.loads(tokenscale("run", "recipe.yaml", "--dry-run", "--json").stdout)
     assert list(plan["arms"]) == ["greedy", "roe", "vote"]
     assert (plan["problems"], plan["answers"]) == ({"arithmetic": 5}, 15)

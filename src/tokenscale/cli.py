@@ -203,7 +203,7 @@ def _quiet() -> None:
 def _plan(recipe: Recipe, as_json: bool) -> None:
     """What a recipe would run."""
     from tokenscale.experiments.report import planned
-    from tokenscale.experiments.tables import smallest_shown
+    from tokenscale.experiments.tables import counted, smallest_shown
     from tokenscale.experiments.tasks import reported
 
     problems = {name: len(reported(name, section)) for name, section in recipe.tasks.items()}
@@ -220,7 +220,7 @@ def _plan(recipe: Recipe, as_json: bool) -> None:
     for line in smallest_shown({"smallest_shown": smallest}):
         typer.echo(line)
     product = " x ".join(map(str, counts))
-    typer.echo(f"{answers} answers: problems x arms x seeds x models = {product}. Nothing was run.")
+    typer.echo(f"{counted(answers, 'answer')}: problems x arms x seeds x models = {product}. Nothing was run.")
 
 
 def _compare(recipe: Recipe, folder: Path, as_json: bool, kept: bool = True) -> None:

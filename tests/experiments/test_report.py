@@ -222,11 +222,18 @@ def test_the_smallest_difference_over_several_seeds(report):
     assert smallest_shown(built)[0].endswith("if differences averaged over 2 seeds spread as they do here.")
 
 
-def test_too_few_problems_say_so():
-    entry = {"task": "arithmetic", "model": "toy", "problems": 4, "difference": None}
-    assert smallest_shown({"smallest_shown": [entry]}) == [
-        "4 problems (arithmetic, toy) are too few to show any difference."
-    ]
+@pytest.mark.parametrize(
+    ("problems", "said"), [(4, "4 problems (arithmetic, toy) are"), (1, "1 problem (arithmetic, toy) is")]
+)
+def test_too_few_problems_say_so(problems, said):
+    entry = {"task": "arithmetic", "model": "toy", "problems": problems, "difference": None}
+    assert smallest_shown({"smallest_shown": [entry]}) == [f"{said} too few to show any difference."]
+
+
+def test_one_problem_is_one(report):
+    one = {arm: {0: per_seed[0][:1]} for arm, per_seed in SCORES.items()}
+    [table] = arm_tables(report([0], scores=one))
+    assert table.title == "toy on 1 problem of arithmetic"
 
 
 def test_tables(report):

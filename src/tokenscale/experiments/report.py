@@ -219,7 +219,7 @@ def _notes(rows: Sequence[Row]) -> list[str]:
     sorts: dict[str, list[str]] = {}
     for note in (note for row in rows for note in row["notes"]):
         sorts.setdefault(re.sub(r"\d+", "#", note), []).append(note)
-    return [f"{found[0]} ({len(found)} of {len(rows)} answers)" for found in sorts.values()]
+    return [f"{found[0]} ({len(found)} of {len(rows)} answer{'s'[: len(rows) > 1]})" for found in sorts.values()]
 
 
 def _mean_cost(rows: Sequence[Row]) -> dict[str, float]:

@@ -49,7 +49,7 @@ def arm_tables(report: Entry) -> list[Table]:
         for arm in arms:
             pair = _against(pairs, arm["name"], report["baseline"])
             rows.append(tuple(cell(arm, pair) for cell in ARM_COLUMNS.values()))
-        title = f"{model} on {arms[0]['problems']} problems of {task}"
+        title = f"{model} on {counted(arms[0]['problems'], 'problem')} of {task}"
         tables.append(Table(title, tuple(ARM_COLUMNS), rows))
     return tables
 
@@ -146,9 +146,9 @@ def smallest_shown(report: Entry) -> list[str]:
 
 
 def _smallest(entry: Entry) -> str:
-    where = f"{entry['problems']} problems ({entry['task']}, {entry['model']})"
+    where = f"{counted(entry['problems'], 'problem')} ({entry['task']}, {entry['model']})"
     if entry["difference"] is None:
-        return f"{where} are too few to show any difference."
+        return f"{where} {'is' if entry['problems'] == 1 else 'are'} too few to show any difference."
     shown = (
         f"{where} can show a paired difference of {100 * entry['difference']:.1f} points or more (power "
         f"{entry['power']:.2f}, two-sided alpha {entry['alpha']:.2f}), if "
@@ -193,6 +193,11 @@ def _grouped(entries: Sequence[Entry]) -> list[tuple[tuple[str, str], list[Entry
     for entry in entries:
         groups.setdefault((entry["task"], entry["model"]), []).append(entry)
     return list(groups.items())
+
+
+def counted(number: int, thing: str) -> str:
+    """ "1 problem", "2 problems"."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def percent(share: float) -> str:
