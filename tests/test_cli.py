@@ -54,6 +54,18 @@ def test_run_prints_the_table_and_writes_the_report(tokenscale):
     assert Path("out/report.md").is_file()
 
 
+def test_pipelines_stand_once_below_the_tables_of_several_models(tokenscale, monkeypatch):
+    arguments = ("run", "recipe.yaml", "models.other.path=toy", "--out", "out")
+    shown = tokenscale(*arguments).stdout
+    pipeline = "vote: Sample(temperature=0.7) | SelfConsistency(k=2)"
+    assert shown.count(pipeline) == 1
+    assert shown.index("toy on 5 problems") < shown.index("other on 5 problems") < shown.index(pipeline)
+    monkeypatch.setenv("COLUMNS", "200")
+    wide = tokenscale(*arguments).stdout
+    assert pipeline not in wide
+    assert wide.count("Sample(temperature=0.7) | SelfConsistency(k=2)") == 2
+
+
 def test_run_as_json_is_the_report(tokenscale):
     result = tokenscale("run", "recipe.yaml", "--out", "out", "--json")
     assert json.loads(result.stdout) == json.loads(Path("out/report.json").read_text())
