@@ -182,6 +182,13 @@ def test_what_cannot_be_meant_is_refused(stages: list[Any], message: str, fix: s
     assert fix in refused.value.hint
 
 
+def test_a_stage_alone_does_not_run_and_says_what_does() -> None:
+    with pytest.raises(
+        PipelineError, match=r"RoE is one stage, and only .* run\n  fix: write Pipeline\(RoE\(...\)\).run\("
+    ):
+        RoE(4).run(TOY, [QUESTION], seed=0)
+
+
 def test_the_same_refusals_by_operator_and_text() -> None:
     with pytest.raises(PipelineError, match="prompting goes inside choosing"):
         SelfConsistency(k=5) | ChainOfThought()

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Hashable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int
@@ -65,6 +65,11 @@ class Stage(Composable, ABC):
 
     kind: ClassVar[Kind]
     reads_text: ClassVar[bool] = False
+
+    def run(self, *arguments: Any, **options: Any) -> NoReturn:
+        """Raises PipelineError: pipelines run, and one stage is soon made one."""
+        name = type(self).__name__
+        raise PipelineError(f"{name} is one stage, and only pipelines run", f"write Pipeline({name}(...)).run(...)")
 
 
 @dataclass(frozen=True)
