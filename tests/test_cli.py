@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -204,6 +205,13 @@ def test_list_names_what_there_is(tokenscale):
     listed = json.loads(tokenscale("list", "--json").stdout)
     assert {"name", "kind", "summary"} == set(listed["strategies"][0])
     assert Path(listed["recipes"]["quickstart"]).is_file()
+
+
+def test_version(tokenscale):
+    assert tokenscale("--version").stdout == f"tokenscale {version('tokenscale')}\n"
+    help_text = " ".join(tokenscale("--help").stdout.split())
+    assert "compared at stated costs" in help_text
+    assert "--version" in help_text
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["run", "--help"]])

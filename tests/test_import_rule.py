@@ -28,7 +28,7 @@ recipe_tune
 recipe
 experiments
 integrations
-cli_inspect cli_score cli_tune
+cli_compare cli_inspect cli_score cli_tune
 cli
 __init__ __main__
 """

@@ -3,36 +3,28 @@
 from __future__ import annotations
 
 import functools
-import json
-import math
 import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table as RichTable
 
+from tokenscale.cli_compare import compare, plan, print_json, quiet
 from tokenscale.cli_inspect import inspect
 from tokenscale.cli_score import score
 from tokenscale.cli_tune import tune
 from tokenscale.core.errors import PromptError, RoutingError, TokenscaleError, TokenscaleWarning
 
-if TYPE_CHECKING:
-    from tokenscale.experiments.execute import Progress as RunProgress
-    from tokenscale.experiments.tables import Table
-    from tokenscale.recipe import Recipe
-
 RECIPES = Path(__file__).parent / "recipes"
-NARROW = 100
-FIGURES_WIDTH = 100
 
 app = typer.Typer(
     name="tokenscale",
@@ -92,6 +84,21 @@ def _plain_warnings() -> Iterator[None]:
         yield
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"tokenscale {version('tokenscale')}")
+        raise typer.Exit
+
+
+@app.callback()
+def program(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Options of the program itself."""
+
+
 @app.command()
 @guarded("nothing was kept; run `tokenscale demo` again, or give --out DIR to be able to go on")
 def demo(out: Out = None, as_json: Json = False) -> None:
@@ -104,10 +111,10 @@ def demo(out: Out = None, as_json: Json = False) -> None:
     # The demo model's products are too small to share between threads, which wait for each other on a busy machine.
     torch.set_num_threads(1)
     if out is not None:
-        _compare(recipe, out, as_json)
+        compare(recipe, out, as_json)
         return
     with tempfile.TemporaryDirectory() as folder:
-        _compare(recipe, Path(folder), as_json, kept=False)
+        compare(recipe, Path(folder), as_json, kept=False)
 
 
 @app.command()
@@ -124,11 +131,11 @@ def run(
 
     loaded = Recipe.load(recipe, arguments or ())
     if dry_run:
-        _plan(loaded, as_json)
+        plan(loaded, as_json)
     elif out is None:
         raise typer.BadParameter("give a folder for the answers and the report", param_hint="--out")
     else:
-        _compare(loaded, out, as_json)
+        compare(loaded, out, as_json)
 
 
 @app.command()
@@ -148,10 +155,10 @@ def generate(
 
     pipe = Pipeline(Greedy()) if pipeline is None else Pipeline.parse(pipeline)
     text = _stdin() if prompt == "-" else prompt
-    _quiet()
+    quiet()
     lm = load(model)
     [result] = pipe.run(lm, [text], seed=seed, max_new_tokens=max_new_tokens)
-    _print_json(result.to_dict()) if as_json else typer.echo(result.text)
+    print_json(result.to_dict()) if as_json else typer.echo(result.text)
     if not as_json:
         for note in result.notes:
             _say(f"note: {note}")
@@ -173,7 +180,7 @@ def list_parts(as_json: Json = False) -> None:
     strategies = [{"name": e.name, "kind": e.kind.name.lower(), "summary": e.summary} for e in listing()]
     recipes = {path.stem: str(path) for path in sorted(RECIPES.glob("*.yaml"))}
     if as_json:
-        _print_json({"strategies": strategies, "models": list(PACKAGED), "tasks": list(TASKS), "recipes": recipes})
+        print_json({"strategies": strategies, "models": list(PACKAGED), "tasks": list(TASKS), "recipes": recipes})
         return
     console = Console(highlight=False)
     grid = RichTable("strategy", "kind", "", box=box.SIMPLE_HEAD, pad_edge=False)
@@ -191,98 +198,6 @@ def _stdin() -> str:
         return sys.stdin.read()
     except UnicodeDecodeError as error:
         raise PromptError(f"the standard input is no UTF-8 (byte {error.start})", "save the prompt as UTF-8") from None
-
-
-def _quiet() -> None:
-    """Turns off the bars that transformers draws while it loads a model."""
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
-
-
-def _plan(recipe: Recipe, as_json: bool) -> None:
-    """What a recipe would run."""
-    from tokenscale.experiments.report import planned
-    from tokenscale.experiments.tables import counted, smallest_shown
-    from tokenscale.experiments.tasks import reported
-
-    problems = {name: len(reported(name, section)) for name, section in recipe.tasks.items()}
-    arms = {name: str(arm.pipeline.resolved()) for name, arm in recipe.arms.items()}
-    counts = (sum(problems.values()), len(arms), len(recipe.seeds), len(recipe.models))
-    answers, smallest = math.prod(counts), planned(recipe, problems)
-    if as_json:
-        plan = {"arms": arms, "problems": problems, "answers": answers, "smallest_shown": smallest}
-        _print_json(plan | {"recipe": recipe.resolved()})
-        return
-    typer.echo(recipe.question)
-    for name, pipeline in arms.items():
-        typer.echo(f"  {name}: {pipeline}")
-    for line in smallest_shown({"smallest_shown": smallest}):
-        typer.echo(line)
-    product = " x ".join(map(str, counts))
-    typer.echo(f"{counted(answers, 'answer')}: problems x arms x seeds x models = {product}. Nothing was run.")
-
-
-def _compare(recipe: Recipe, folder: Path, as_json: bool, kept: bool = True) -> None:
-    """Runs a recipe with a progress bar and prints what came out."""
-    from tokenscale.experiments.execute import execute
-    from tokenscale.experiments.tables import arm_tables, claims, legend, notes, smallest_shown
-
-    _quiet()
-    with _bar() as report_progress:
-        report = execute(recipe, folder, progress=report_progress)
-    if as_json:
-        _print_json(report)
-        return
-    console = Console(highlight=False)
-    console.print(escape(report["question"]))
-    below = [line for table in arm_tables(report) for line in _print_table(console, table)]
-    for line in dict.fromkeys(below):  # tables of several models have the same pipelines
-        console.print(line, soft_wrap=True)
-    console.print()
-    for line in [legend(report), *claims(report), *smallest_shown(report), *notes(report), report["caveat"]]:
-        console.print(escape(line))
-    if kept:
-        console.print(f"The whole report: {escape(str(folder / 'report.md'))}", soft_wrap=True)
-
-
-@contextmanager
-def _bar() -> Iterator[Callable[[RunProgress], None]]:
-    """A progress bar on stderr: arm, problems done, cost so far, time left."""
-    from tokenscale.experiments.tables import amount
-
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[cost]}")]
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("loading", total=None, cost="")
-
-        def update(now: RunProgress) -> None:
-            name = f"{now.slot.model} {now.slot.arm}, seed {now.slot.seed}"
-            cost = f"{amount(now.cost.flops)}FLOP"
-            bar.update(task, description=name, completed=now.done, total=now.total, cost=cost)
-
-        yield update
-
-
-def _print_table(console: Console, table: Table) -> list[str]:
-    """A table of arms. Returns what is to stand below all tables: in a narrow terminal, the pipelines."""
-    pipelines = [row[table.headers.index("pipeline")] for row in table.rows]
-    wide = console.width >= FIGURES_WIDTH + max(map(len, pipelines))
-    shown = [i for i, header in enumerate(table.headers) if wide or header != "pipeline"]
-    padding = (0, 0) if console.width < NARROW else (0, 1)
-    grid = RichTable(title=escape(table.title), title_justify="left", box=box.SIMPLE_HEAD, padding=padding)
-    for i in shown:
-        text = table.headers[i] in ("arm", "pipeline")
-        grid.add_column(table.headers[i], justify="left" if text else "right", no_wrap=" " not in table.headers[i])
-    for row in table.rows:
-        grid.add_row(*(escape(row[i]) for i in shown))
-    console.print(grid)
-    if wide:
-        return []
-    return [f"{escape(row[0])}: {escape(pipeline)}" for row, pipeline in zip(table.rows, pipelines, strict=True)]
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=1, allow_nan=False))
 
 
 def main() -> None:
