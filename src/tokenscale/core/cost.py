@@ -124,8 +124,7 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class Prefill:
-    """What the prefill of one prompt ran: experts as packed bits [moe_layers, ceil(experts / 8)], and
-    `runs`, the products of a token with an expert."""
+    """What a prefill ran: experts, packed bits [moe_layers, ceil(experts / 8)], and its token-expert products."""
 
     experts: Packed
     runs: int

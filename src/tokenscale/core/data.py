@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeGuard
 
+from tokenscale.core.as_json import candidate_dict, finite_or_none
 from tokenscale.core.cost import Cost
 from tokenscale.core.errors import ArgumentError, PromptError, at_least
 from tokenscale.core.noise import Stream
@@ -265,7 +266,7 @@ class Result:
             "text": self.text,
             "answer": self.answer,
             "votes": [list(v) for v in self.votes],
-            "candidates": [_candidate_dict(c) for c in self.candidates],
+            "candidates": [candidate_dict(c) for c in self.candidates],
             "cost": self.cost.to_dict(),
             "seed": self.seed,
             "near_ties": self.near_ties,
@@ -273,32 +274,9 @@ class Result:
             "routing": {
                 "choices": self.routing.choices,
                 "changed_share": self.routing.changed_share,
-                "mean_distinct_experts": _finite(self.routing.mean_distinct_experts),
+                "mean_distinct_experts": finite_or_none(self.routing.mean_distinct_experts),
                 "checked": self.routing.checked,
                 "differed": self.routing.differed,
             },
             "notes": list(self.notes),
         }
-
-
-def _finite(value: float) -> float | None:
-    return value if value == value else None
-
-
-def _candidate_dict(c: Candidate) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "text": c.text,
-        "answer": c.answer,
-        "token_ids": list(c.token_ids),
-        "log_prob": c.log_prob,
-        "finish_reason": c.finish_reason,
-        "cost": c.cost.to_dict(),
-    }
-    if c.trace is not None:
-        row["trace"] = {
-            "entropy": list(c.trace.entropy),
-            "disagreement": list(c.trace.disagreement),
-            "rows": list(c.trace.rows),
-            "distinct_experts": [_finite(v) for v in c.trace.distinct_experts],
-        }
-    return row

@@ -8,46 +8,22 @@ problem's end, in logical time.
 
 from __future__ import annotations
 
-import heapq
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from tokenscale.core.backend import Backend, Completion
 from tokenscale.core.context import check_ids, room
-from tokenscale.core.cost import Cost, Ledger, Usage
+from tokenscale.core.cost import Ledger
 from tokenscale.core.data import Ask, Candidate, Prompt, Result, RoutingStats
 from tokenscale.core.errors import PipelineError
 from tokenscale.core.model import LanguageModel
 from tokenscale.core.noise import Stream, prompt_key
+from tokenscale.core.replay import Node, Served, bill
 from tokenscale.core.strategy import Asks, Kind, SequenceStrategy
 
 Progress = Callable[[int, int], None]
 OnResult = Callable[[int, Result], None]
-
-
-@dataclass
-class _Served:
-    """An ask that the backend answered (or will): `candidates` and what each of them ran."""
-
-    candidates: list[Candidate] | None = None
-    usages: list[Usage] = field(default_factory=list)
-
-
-@dataclass
-class _Node:
-    """One running strategy: its generator and, per round of asks, what answers them.
-
-    A round is a list with one entry an ask; an entry is the list of the parts that answer it (one
-    for each copy where the inner strategy takes one at a time).
-    """
-
-    generator: Asks
-    parent: _Node | None
-    wanted: int = 1
-    rounds: list[list[list[_Node | _Served]]] = field(default_factory=list)
-    missing: int = 0
-    candidates: list[Candidate] | None = None
 
 
 @dataclass
@@ -56,7 +32,7 @@ class _Problem:
 
     index: int
     prompt: Prompt
-    root: _Node | _Served
+    root: Node | Served
 
 
 class _Runner:
@@ -64,7 +40,7 @@ class _Runner:
 
     def __init__(self, backend: Backend, strategies: Sequence[SequenceStrategy]) -> None:
         self._backend, self._strategies = backend, strategies
-        self._waiting: dict[int, tuple[_Problem, _Served, _Node | None]] = {}
+        self._waiting: dict[int, tuple[_Problem, Served, Node | None]] = {}
 
     @property
     def outstanding(self) -> bool:
@@ -75,23 +51,23 @@ class _Runner:
         [problem.root] = self._serve(problem, ask, len(self._strategies) - 1, None)
         return [] if problem.root.candidates is None else [problem]
 
-    def _serve(self, problem: _Problem, ask: Ask, level: int, parent: _Node | None) -> list[_Node | _Served]:
+    def _serve(self, problem: _Problem, ask: Ask, level: int, parent: Node | None) -> list[Node | Served]:
         """What will answer an ask: strategy `level`, or the backend below the innermost."""
         if level < 0:
-            served = _Served()
+            served = Served()
             self._waiting[self._backend.submit(ask)] = (problem, served, parent)
             return [served]
         strategy = self._strategies[level]
         # Prompting strategies hand any k on; the others answer one copy at a time.
         asks = [ask] if strategy.kind is Kind.PROMPTING or ask.k == 1 else ask.copies()
-        nodes: list[_Node | _Served] = []
+        nodes: list[Node | Served] = []
         for one in asks:
-            node = _Node(_started(strategy, one), parent, one.k)
+            node = Node(_started(strategy, one), parent, one.k)
             self._advance(problem, node, None, level)
             nodes.append(node)
         return nodes
 
-    def _advance(self, problem: _Problem, node: _Node, answers: list[list[Candidate]] | None, level: int) -> None:
+    def _advance(self, problem: _Problem, node: Node, answers: list[list[Candidate]] | None, level: int) -> None:
         """Sends the answers of a round and serves the next, until one has to wait or the strategy ends."""
         while True:
             try:
@@ -154,77 +130,9 @@ def _returned(strategy: SequenceStrategy, value: object, wanted: int) -> list[Ca
     raise PipelineError(message, "return a list of as many candidates as `ask.k` says, best first")
 
 
-def _answers(parts: list[list[_Node | _Served]]) -> list[list[Candidate]]:
+def _answers(parts: list[list[Node | Served]]) -> list[list[Candidate]]:
     """The candidates of a finished round, one list an ask."""
     return [[c for part in answer for c in part.candidates or ()] for answer in parts]
-
-
-def bill(root: _Node | _Served, ledger: Ledger) -> Cost:
-    """The problem's bill: every ask at the logical time at which its strategy made it.
-
-    A strategy's next round begins when the last part of the round before has ended. Rounds are
-    entered in the order of their time, so the first to need a prompt pays for its prefill.
-    """
-    top = _Node(generator=iter(()), parent=None, rounds=[[[root]]])  # type: ignore[arg-type]
-    clock = _Clock(ledger)
-    clock.enter(top, 0, None)
-    clock.run()
-    return ledger.bill()
-
-
-@dataclass
-class _Playing:
-    """A node on the clock: its next round, the parts still running, the latest end so far."""
-
-    node: _Node
-    parent: _Playing | None
-    round: int = 0
-    running: int = 0
-    end: int = 0
-
-
-@dataclass
-class _Clock:
-    """Replays a finished tree in logical time; ties go in the order of entry."""
-
-    ledger: Ledger
-    _queue: list[tuple[int, int, _Playing]] = field(default_factory=list)
-    _entered: int = 0
-
-    def enter(self, node: _Node, time: int, parent: _Playing | None) -> None:
-        self._push(_Playing(node, parent), time)
-
-    def _push(self, playing: _Playing, time: int) -> None:
-        heapq.heappush(self._queue, (time, self._entered, playing))
-        self._entered += 1
-
-    def run(self) -> None:
-        while self._queue:
-            time, _, playing = heapq.heappop(self._queue)
-            if playing.round == len(playing.node.rounds):
-                self._leave(playing.parent, time)
-            else:
-                self._play(playing, time)
-
-    def _play(self, playing: _Playing, time: int) -> None:
-        parts = [part for answer in playing.node.rounds[playing.round] for part in answer]
-        playing.round += 1
-        playing.running, playing.end = len(parts), time
-        for part in parts:
-            if isinstance(part, _Node):
-                self.enter(part, time, playing)
-            else:
-                self._leave(playing, self.ledger.add(part.usages, time))
-        if not parts:
-            self._push(playing, time)
-
-    def _leave(self, playing: _Playing | None, time: int) -> None:
-        if playing is None:
-            return
-        playing.running -= 1
-        playing.end = max(playing.end, time)
-        if not playing.running:
-            self._push(playing, playing.end)
 
 
 def run_problems(
@@ -261,7 +169,7 @@ def run_problems(
             ended: list[_Problem] = []
             while asks and (backend.hungry or not runner.outstanding):
                 index, ask = asks.popleft()
-                ended += runner.open(_Problem(index, prompts[index], _Served()), ask)
+                ended += runner.open(_Problem(index, prompts[index], Served()), ask)
             for completion in backend.advance() if runner.outstanding else ():
                 ended += runner.take(completion)
             for problem in ended:
