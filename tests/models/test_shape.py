@@ -88,7 +88,7 @@ def test_kv_bytes_are_what_transformers_stores(family: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "why"),
-    [("deepseek_v3", "stores latent keys"), ("lfm2_moe", "whose state is not plain keys and values"), ("olmoe", "")],
+    [("deepseek_v3", "latent keys"), ("lfm2_moe", "whose state is not plain keys and values"), ("olmoe", "")],
 )
 def test_a_bill_that_is_an_estimate_says_so(name: str, why: str) -> None:
     lm = wrap(tiny_model(name))

@@ -34,12 +34,16 @@ def _idle(model: Any, router: Router) -> int:
 
 def layer_experts(model: Any, router: Router) -> list[nn.Parameter]:
     """The parameters of all experts of one router's layer."""
+    found = {id(p): p for holder in expert_holders(model, router) for p in holder.parameters()}
+    return list(found.values())
+
+
+def expert_holders(model: Any, router: Router) -> list[nn.Module]:
+    """The modules that hold all experts of one router's layer."""
     block = _block(model, router)
     holders = [m for name, m in block.named_modules() if _routed(name, m)]
-    if not holders:  # experts that are rows of tables (doge)
-        holders = [m for m in block.modules() if isinstance(m, nn.Embedding)]
-    found = {id(p): p for holder in holders for p in holder.parameters()}
-    return list(found.values())
+    # Experts can be rows of tables (doge).
+    return holders or [m for m in block.modules() if isinstance(m, nn.Embedding)]
 
 
 def _routed(path: str, module: nn.Module) -> bool:
@@ -50,7 +54,7 @@ def _routed(path: str, module: nn.Module) -> bool:
 def _block(model: nn.Module, router: Router) -> nn.Module:
     """The smallest module around a router that holds experts."""
     modules: dict[str, nn.Module] = dict(model.named_modules())
-    name = next(name for name, module in modules.items() if module is router.module)
+    name = router.name.partition(" ")[0]  # by name, so that a twin of the model will do
     while name:
         if any(_routed(path, m) or isinstance(m, nn.Embedding) for path, m in modules[name].named_modules()):
             return modules[name]
