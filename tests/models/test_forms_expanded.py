@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from tokenscale.models import hf
 from tokenscale.models.expanded import Expanded, ExpandedState
 from tokenscale.models.hf import wrap
 from tokenscale.models.query_rows import QueryRows
-from tokenscale.models.supported import cache_form
+from tokenscale.models.supported import cache_form, context_length
 
 TOLERANCE = 1e-5  # float32, sums in another order
 
@@ -168,6 +169,15 @@ def test_windows_of_one_length_take_query_rows_and_of_several_do_not() -> None:
     mixed = cache_form(MixtralConfig(**SIZES, per_layer_config=windows))
     assert (mixed.name, mixed.windows) == ("expanded", (4, 8, None))
     assert mixed.reason == "it has sliding windows of several lengths"
+
+
+def test_long_rope_is_used_up_to_the_length_at_which_its_rotations_change() -> None:
+    assert context_length(tiny_config("phimoe")) == 256
+    even = [1.0] * 8
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": even, "long_factor": even, "factor": 4.0}
+    rope["original_max_position_embeddings"] = 64
+    assert context_length(tiny_config("mixtral", rope_parameters=rope)) == 64
+    assert context_length(SimpleNamespace()) == 2**31
 
 
 def test_a_reference_is_opened_once() -> None:

@@ -5,9 +5,9 @@ indexed or compressed attention. A step repeats the cache n times, runs one toke
 sequences, and keeps row 0's cache. The cache before the token is kept too, until the next one is
 stored, since such states cannot be taken back.
 
-Cost: n copies of the cache in a step, and two of it between steps (plain attention layers share
-theirs). A batch is one forward per group of sequences that were prefilled together and can be
-padded to one length; where the model's layers allow no padding, per length.
+Cost: n copies of the cache in a step, and two of all but keys and values between steps. A batch is
+one forward per group of sequences that were prefilled together and can be padded to one length; where
+the model's layers allow no padding, per length.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
 from tokenscale.core.cost import Prefill
 from tokenscale.core.errors import CapabilityError
@@ -202,11 +202,12 @@ def reorder(cache: Cache | None, index: Int[Tensor, " rows"]) -> None:
 
 
 def share(before: Cache | None, after: Cache | None) -> None:
-    """Plain attention layers without the last token become views of those with it, so that one copy is held."""
+    """Keys and values without the last token become views of those with it, so that one copy is held."""
     if before is None or after is None:
         return
     for old, new in zip(before.layers, after.layers, strict=True):
-        if type(old) is DynamicLayer and old.is_initialized and old.keys.numel():
+        appends = isinstance(old, DynamicLayer) and not isinstance(old, DynamicSlidingWindowLayer)
+        if appends and old.is_initialized and old.keys.numel():
             old.keys, old.values = new.keys[..., :-1, :], new.values[..., :-1, :]
 
 

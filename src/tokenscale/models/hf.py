@@ -34,7 +34,14 @@ from tokenscale.models.routers import find_routers
 from tokenscale.models.scoring import score_texts
 from tokenscale.models.shape import model_shape
 from tokenscale.models.source import LOADABLE, PACKAGED, find
-from tokenscale.models.supported import bill_note, cache_form, cache_keyword, missing, refuse_hidden_experts
+from tokenscale.models.supported import (
+    bill_note,
+    cache_form,
+    cache_keyword,
+    context_length,
+    missing,
+    refuse_hidden_experts,
+)
 from tokenscale.models.text import decode, encode
 
 PREFILL_TOKENS = 8192  # tokens, padding included, of one prefill forward
@@ -131,7 +138,7 @@ class HFModel(LanguageModel):
         self.rows = Expanded(self.network, form.pads) if expanded else QueryRows(self.network, form.windows)
         self._lacks = missing(self.network, form)
         self.capabilities = frozenset(name for name, why in self._lacks.items() if not why)
-        self.context_length = getattr(config, "max_position_embeddings", None) or 2**31
+        self.context_length = context_length(config)
         self.vocab_size = model.get_output_embeddings().weight.shape[0]
         self._read_generation_config(model.generation_config)
         self.fingerprint = fingerprint(model, tokenizer)

@@ -71,7 +71,9 @@ def cache_form(config: Any, kind: type | None = None) -> CacheForm:
 def bill_note(config: Any, form: CacheForm) -> str:
     """Why the bills of a model are estimates; empty where FLOPs and cache are those that torch counts."""
     if getattr(config, "kv_lora_rank", None):
-        return "its attention stores latent keys, and is billed as if it stored keys and values"
+        return "its latent keys are billed as if each were expanded once, and transformers expands all in every step"
+    if config.model_type == "doge":
+        return "its attention masks are billed once per key, and transformers makes all of them anew in every step"
     if form.name == "expanded":
         return f"{form.reason}, and is billed as if all its layers attended to keys and values"
     return ""
@@ -114,6 +116,19 @@ def missing(network: Network, form: CacheForm) -> dict[str, str]:
         EARLY_LAYERS: network.blocks.no_early_layers,
         CLEAN_CURRENT_KV: NO_CLEAN_KEYS if form.name == "expanded" else "",
     }
+
+
+def context_length(config: Any) -> int:
+    """The most tokens that a text may have.
+
+    LongRoPE rotates all tokens in another way once a text is longer than the model was first trained on, so
+    that its cache is lost and a short text's rotations depend on its batch: it is used up to that length.
+    """
+    most = getattr(config, "max_position_embeddings", None) or 2**31
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [rope, *(kind for kind in rope.values() if isinstance(kind, dict))]
+    originals = [k["original_max_position_embeddings"] for k in kinds if k.get("rope_type") == "longrope"]
+    return int(min([most, *originals]))
 
 
 def refuse_hidden_experts(config: Any, routers: Sequence[Any], name: str) -> None:
