@@ -141,6 +141,24 @@ def test_a_noisy_prefill(family: str, attention: str) -> None:
         assert alone.runs == state.prefills[b].runs == (len(prompt) - 1) * LAYERS * 3
 
 
+def test_a_prefill_of_other_ranks() -> None:
+    """Prompts of other lengths, and ranks that change from token to token, equal their tokens one by one."""
+    lm = wrap(tiny("olmoe"))
+    same = [((2, 3),) * (len(p) - 1) for p in PROMPTS]
+    mixed = [tuple((1, 2) if i % 2 else None for i in range(len(p) - 1)) for p in PROMPTS]
+    prompts, ranks = [*PROMPTS, *PROMPTS, PROMPTS[0]], [*same, *mixed, mixed[0]]
+    state = lm.prefill([p[:-1] for p in prompts], [Routing(ranks=r) for r in ranks])
+    logits = lm.step(state, torch.tensor([p[-1] for p in prompts])).logits[:, 0]
+    for b, (prompt, own) in enumerate(zip(prompts, ranks, strict=True)):
+        alone, runs = lm.prefill([[]]), 0
+        for token, rank in zip(prompt, own, strict=False):
+            marks = lm.step(alone, torch.tensor([token]), RowPlan(1, Routing(ranks=(rank,)))).experts
+            assert marks is not None
+            runs += int(marks.sum())
+        close(logits[b], lm.step(alone, torch.tensor(prompt[-1:])).logits[0, 0])
+        assert state.prefills[b].runs == runs == sum(2 if rank else 3 for rank in own) * LAYERS
+
+
 def test_the_model_is_as_it_was_after_any_exit() -> None:
     model = tiny("olmoe")
     lm, oracle = wrap(model), Oracle(model)
