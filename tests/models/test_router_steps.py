@@ -17,11 +17,11 @@ import torch
 from tests.models.executed import Layer, doge_block, layers
 from tests.models.router_oracle import Array, sigmoid
 from tests.models.test_forms_zoo import CHANGES
-from tests.models.test_routers import SLOW
+from tests.models.test_routers import WAYS
 from tests.models.zoo import tiny_model
 from tokenscale.core.plan import Routing, RowPlan
 from tokenscale.models.hf import wrap
-from tokenscale.models.routers import find_routers
+from tokenscale.models.routers import find_routers, watch
 
 PROMPTS = [[5, 6, 7, 8, 9, 10], [12, 13, 14]]
 ROWS = 3
@@ -134,7 +134,7 @@ def _grouped(output: Any, gates: Array) -> Any:
     return order, order // top_k, slots[order], sizes, logits
 
 
-@pytest.mark.parametrize("name", SLOW)
+@pytest.mark.parametrize("name", WAYS)
 def test_noisy_rows_equal_one_forward_each_with_the_oracles_routes(name: str) -> None:
     model = tiny_model(name, **CHANGES.get(name, {}))
     lm, reference = wrap(model), Reference(name, model)
@@ -151,3 +151,29 @@ def test_noisy_rows_equal_one_forward_each_with_the_oracles_routes(name: str) ->
     assert step.changed is not None
     assert (step.changed.any(-1) == ((step.logits - step.logits[:, :1]).abs().amax(-1) > 1e-4)).all()
     assert step.changed[:, 1:].any()
+
+
+RANKS = ((1, 3), (2, 2), (1, 4))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["olmoe", "deepseek_v3", "qwen3_next", *(pytest.param(n, marks=pytest.mark.slow) for n in ("gpt_oss", "dbrx"))],
+)
+@torch.no_grad()
+def test_rows_of_other_ranks_equal_one_forward_each(name: str) -> None:
+    """In both cache forms; the reference is a text whose last position alone runs other ranks."""
+    model = tiny_model(name, **CHANGES.get(name, {}))
+    lm, routers = wrap(model), find_routers(model)
+    step = lm.step(
+        lm.prefill([p[:-1] for p in PROMPTS]),
+        torch.tensor([p[-1] for p in PROMPTS]),
+        RowPlan(len(RANKS), Routing(ranks=RANKS)),
+    )
+    assert step.experts is not None
+    assert (step.experts.sum(-1) == torch.tensor([3, 1, 4])[:, None]).all()
+    for b, prompt in enumerate(PROMPTS):
+        for row, ranks in enumerate(RANKS):
+            with watch(routers, Routing(ranks=(*[None] * (len(prompt) - 1), ranks))):
+                wanted = model(torch.tensor([prompt]), use_cache=False).logits[0, -1]
+            torch.testing.assert_close(step.logits[b, row], wanted, rtol=0, atol=TOLERANCE)

@@ -10,7 +10,7 @@ import torch
 from torch.overrides import _get_current_function_mode_stack
 
 from tests.models.test_router_choices import BATCH, ROWS, ids, model_of, noise, zero
-from tests.models.test_routers import SLOW
+from tests.models.test_routers import WAYS
 from tests.models.zoo import tiny_model
 from tokenscale.core.errors import RoutingError
 from tokenscale.core.plan import Routing
@@ -37,7 +37,7 @@ class Broken(Exception):
     """Raised inside a forward."""
 
 
-@pytest.mark.parametrize("name", SLOW)
+@pytest.mark.parametrize("name", WAYS)
 @torch.no_grad()
 def test_the_model_is_as_it_was_after_any_exit(name: str) -> None:
     model = model_of(name)

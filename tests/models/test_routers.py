@@ -54,6 +54,8 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "product keys, top-k, softmax": ("doge",),
 }
 ONE_EACH = sorted({names[0] for names in FAMILIES.values()} | {"dbrx", "inkling2_loop_text", "jetmoe"})
+FEW = set(ONE_EACH) - {"dots1", "ernie4_5_moe", "flint", "hy_v3", "longcat_flash", "mistral4"}  # one for each way
+WAYS = [pytest.param(name, marks=[] if name in FEW else pytest.mark.slow) for name in ZOO]
 SLOW = [pytest.param(name, marks=[] if name in ONE_EACH else pytest.mark.slow) for name in ZOO]
 
 
