@@ -149,8 +149,10 @@ def _closest(loc: Loc) -> str | None:
 
 def _problem(source: Source, error: ErrorDetails) -> Problem:
     kind, context = error["type"], error.get("ctx", {})
-    loc: Loc = tuple(part for part in error["loc"] if part != "[key]")
-    place = source.keys[loc] if "[key]" in error["loc"] else source.place(loc)
+    # Pydantic marks an error of a mapping's key so; a key of that name can only be an unknown one.
+    of_key = error["loc"][-1:] == ("[key]",) and kind != "extra_forbidden"
+    loc: Loc = error["loc"][:-1] if of_key else error["loc"]
+    place = source.keys[loc] if of_key else source.place(loc)
     if kind == "extra_forbidden":
         return _unknown_key(source, loc)
     if kind == "missing" and isinstance(loc[-1], int):

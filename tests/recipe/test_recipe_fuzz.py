@@ -85,6 +85,8 @@ def mutated_data(draw):
 @example(text=SMALL + "arms: &x [*x]")
 @example(text=FULL.replace("k: 5", "k: [[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]"))
 @example(text=FULL.replace("n=4", "n=" + "9" * 5000))
+@example(text=SMALL + "'[key]': 3")  # the name by which pydantic marks errors of keys
+@example(text=FULL.replace("arms:", "'[key]':"))
 def test_a_mutated_recipe_is_read_or_refused(load, text):
     """No mutation gives any exception but RecipeError, of any kind."""
     try:
