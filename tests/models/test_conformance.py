@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import pytest
 
 from tests.models.test_forms_zoo import CHANGES
@@ -15,7 +18,15 @@ from tokenscale.token_level.roe import RoE
 TOLERANCE = 2e-5  # float32, sums in another order; the suite's texts are longer than the reference tests'
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+ALIKE = {"olmoe-renormalised", "mixtral", "qwen3-moe"}
+
+
+def quick(names: Iterable[str], left: set[str]) -> list[Any]:
+    """Cases, of which those that are `left` run in `make test-all` only."""
+    return [pytest.param(name, marks=[pytest.mark.slow] if name in left else []) for name in names]
+
+
+@pytest.mark.parametrize("name", quick(FAMILIES, ALIKE))
 def test_models_conform(name: str) -> None:
     check_language_model(wrap(tiny(name)), atol=TOLERANCE)
 
@@ -28,20 +39,17 @@ OUTSIDE = {
 EXPANDED = ("qwen3_next", "deepseek_v32", "minimax")
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=[] if name in EXPANDED else pytest.mark.slow) for name in ZOO if name not in OUTSIDE],
-)
+@pytest.mark.parametrize("name", quick([name for name in ZOO if name not in OUTSIDE], {*ZOO} - {*EXPANDED}))
 def test_every_architecture_conforms(name: str) -> None:
     check_language_model(wrap(tiny_model(name, **CHANGES.get(name, {}))), atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("name", EXPANDED)
+@pytest.mark.parametrize("name", quick(EXPANDED, {"deepseek_v32", "minimax"}))
 def test_roe_conforms_on_the_expanded_form(name: str) -> None:
     check_proposer(RoE(4, tau=1.0, clean_layers=0), wrap(tiny_model(name, **CHANGES.get(name, {}))), atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("name", MOE)
+@pytest.mark.parametrize("name", quick(MOE, ALIKE))
 def test_roe_conforms(name: str) -> None:
     check_proposer(RoE(4, tau=1.0), wrap(tiny(name)), atol=TOLERANCE)
 
