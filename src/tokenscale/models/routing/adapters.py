@@ -156,6 +156,8 @@ class _Keys(TorchFunctionMode):
         assert self.draw is not None
         top_k = self.clean[0].shape[-1]
         parts = self.draw.widths(top_k, len(own), own.device)
+        if len(parts) == 1:
+            return self.draw.choose(own, moved, self.clean[0], parts[0][0])
         chosen = torch.full((len(own), parts[-1][0]), -1, device=own.device)
         for width, here in parts:
             chosen[here, :width] = self.draw.choose(own, moved, self.clean[0], width)[here]

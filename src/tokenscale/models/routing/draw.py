@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -72,30 +73,39 @@ class Draw:
 
     def shaped(self, like: Tensor) -> Float[Tensor, "*tokens width"]:
         """The noise in the shape of scores [..., width]; what is beyond the experts (shared ones) gets none."""
-        assert self.noise is not None
-        noise = self.noise[:, : like.shape[-1]]
-        noise = torch.nn.functional.pad(noise, (0, like.shape[-1] - noise.shape[-1]))
-        return noise.to(like.device).view(*like.shape[:-1], -1)
+        noise, width = self.noise, like.shape[-1]
+        assert noise is not None
+        if noise.shape == like.shape:
+            return noise
+        if noise.shape[-1] != width:
+            noise = torch.nn.functional.pad(noise[:, :width], (0, max(0, width - noise.shape[-1])))
+        return noise.view(like.shape)
+
+    def marked(self, like: Tensor) -> Bool[Tensor, "*tokens one"]:
+        """The noisy tokens, for tensors [..., width]."""
+        assert self.noisy is not None
+        return self.noisy.view(*like.shape[:-1], 1)
 
     def moved_logits(self, logits: Tensor) -> Tensor:
         """R + noise; for noise on nothing the noise alone, where a token is noisy."""
-        noise = self.shaped(logits)
         if self.rule.noise_on != "nothing":
-            return logits.float() + noise
-        assert self.noisy is not None
-        noisy = self.noisy.to(logits.device).view(*logits.shape[:-1], 1).expand(logits.shape).clone()
-        noisy[..., self.noise.shape[-1] :] = False  # type: ignore[union-attr]
-        return torch.where(noisy, noise, logits.float())
+            return logits.float() + self.shaped(logits)
+        assert self.noise is not None
+        noisy = self.marked(logits).expand(logits.shape).clone()
+        noisy[..., self.noise.shape[-1] :] = False
+        return torch.where(noisy, self.shaped(logits), logits.float())
 
     def moved_scores(self, own: Float[Tensor, "*tokens experts"]) -> Float[Tensor, "*tokens experts"]:
         """What noisy tokens rank, where noise is not on the logits."""
         noise = self.shaped(own)
         return noise if self.rule.noise_on == "nothing" else own.float() + noise
 
-    def widths(self, top_k: int, tokens: int, device: torch.device) -> list[tuple[int, Bool[Tensor, " tokens"]]]:
-        """How many experts tokens run, and which tokens run so many."""
+    def widths(self, top_k: int, tokens: int, device: torch.device) -> list[tuple[int, Bool[Tensor, " tokens"] | None]]:
+        """How many experts tokens run, and which tokens run so many; None: all do."""
         ranks = self.rule.ranks or (None,)
         numbers = [top_k if r is None else r[1] - r[0] + 1 for r in ranks]
+        if len(set(numbers)) == 1:
+            return [(numbers[0], None)]
         per_token = torch.tensor(numbers, device=device).repeat(tokens // len(ranks))
         return [(width, per_token == width) for width in sorted(set(numbers))]
 
@@ -118,13 +128,12 @@ class Draw:
             assert order is not None
             chosen = order[..., :width]
         elif moved is not None:
-            assert self.noisy is not None
             drawn = self._within(order, moved, width)
-            chosen = torch.where(self.noisy.to(own.device).view(*own.shape[:-1], 1), drawn, chosen)
+            chosen = torch.where(self.marked(own), drawn, chosen)
         for row, ranks in enumerate(self.rule.ranks):
             if ranks is not None and ranks[1] - ranks[0] + 1 == width:
                 assert order is not None
-                here = torch.arange(own[..., 0].numel(), device=own.device) % len(self.rule.ranks) == row
+                here = torch.arange(tokens(own), device=own.device) % len(self.rule.ranks) == row
                 chosen = torch.where(here.view(*own.shape[:-1], 1), order[..., ranks[0] - 1 : ranks[1]], chosen)
         return chosen
 
@@ -148,6 +157,11 @@ def ordered(
         return own.argsort(dim=-1, descending=True, stable=True)
     first = beyond.argsort(dim=-1, descending=True, stable=True)
     return first.gather(-1, own.gather(-1, first).argsort(dim=-1, descending=True, stable=True))
+
+
+def tokens(hidden: Tensor) -> int:
+    """How many tokens [tokens, width] or [batch, rows, width] are."""
+    return math.prod(hidden.shape[:-1])
 
 
 def on(routing: Routing, device: torch.device) -> Routing:

@@ -8,6 +8,7 @@ product too), and about a microsecond per operation.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,10 +19,17 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from tokenscale.core.errors import RoutingError
-from tokenscale.models.routing.draw import Draw
-from tokenscale.models.routing.rule import Rule, gives_tensors, name_of
+from tokenscale.models.routing.draw import Draw, tokens
+from tokenscale.models.routing.rule import Rule, gives_tensors
 
 Chooser = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # scores, own choice, scores before groups: the choice
+
+
+NOTHING: dict[str, Any] = {}
+
+
+class Seen(Exception):
+    """What a router ranks is known, and the rest of its run is not needed."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,7 @@ class Pass(TorchFunctionMode):
     """One run of a router: `edit` replaces its logits, `choose` its choice; what it ranked is noted.
 
     `weigh`: the logits that gate weights are made of are replaced too, not those alone that are ranked.
+    A run without `choose` stops when it has ranked.
     """
 
     def __init__(
@@ -48,17 +57,21 @@ class Pass(TorchFunctionMode):
     ):
         super().__init__()
         self.rule, self.edit, self.choose = rule, edit, choose
-        self.edited_at = rule.made_at if weigh and rule.made_at is not None else None
+        after = weigh and rule.made_at is not None
+        self._before = rule.taken_at if edit is not None and not after else -1
+        self._after = rule.made_at if edit is not None and after else None
+        self._places = {rule.masked_at, rule.choice_at, self._after}
         self.ranked: Tensor | None = None
         self.unmasked: Tensor | None = None
         self.plain: Tensor | None = None
         self.chosen: Tensor | None = None
-        self._number, self._strange = -1, ""
-        self._dtype: torch.dtype | None = None
+        self._names, self._number = rule.operations, -1
+        self._done, self._strange = False, ""
 
     def run(self, call: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], name: str) -> Any:
         """Calls the router. Raises RoutingError where it does other operations than when it was tried."""
-        with self:
+        output = None
+        with contextlib.suppress(Seen), self:
             output = call(*args, **kwargs)
         if self.chosen is None:
             raise RoutingError(
@@ -68,28 +81,31 @@ class Pass(TorchFunctionMode):
             )
         return output
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if self.edit is not None and self.edited_at is None and self._takes_logits(func):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = NOTHING) -> Any:
+        kwargs = kwargs or NOTHING
+        if self._done:
+            return func(*args, **kwargs)
+        number, name = self._number + 1, func.__name__
+        if number == self._before and name == self._names[number]:
             args, kwargs = self._edited(args, kwargs)
         result = func(*args, **kwargs)
-        if self.chosen is not None or self._strange or not gives_tensors(result):
+        # Operations that give no tensor, such as the reading of a shape, have no number.
+        if not isinstance(result, Tensor) and not gives_tensors(result):
             return result
-        self._number += 1
-        name, known = name_of(func), self.rule.operations[self._number]
-        if name != known:
-            self._strange = f" ({name} instead of {known})"
-            return result
-        first = next(iter((*args, *kwargs.values())), None)
-        if self._number == self.rule.masked_at:
-            self.unmasked = first
-        if self._number == self.edited_at and self.edit is not None:
-            return self.edit(result)
-        return self._chosen(first, result) if self._number == self.rule.choice_at else result
+        self._number = number
+        if name == self._names[number]:
+            return self._noted(number, args, kwargs, result) if number in self._places else result
+        self._done, self._strange = True, f" ({name} instead of {self._names[number]})"
+        return result
 
-    def _takes_logits(self, func: Any) -> bool:
-        taken = self.rule.taken_at
-        return self.chosen is None and self._number + 1 == taken and name_of(func) == self.rule.operations[taken]
+    def _noted(self, number: int, args: Any, kwargs: Any, result: Any) -> Any:
+        first = args[0] if args else next(iter(kwargs.values()))
+        if number == self.rule.masked_at:
+            self.unmasked = first
+        if number == self._after:
+            assert self.edit is not None
+            return self.edit(result)
+        return self._chosen(first, result) if number == self.rule.choice_at else result
 
     def _edited(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """The arguments with the edited logits. What is only ranked is not rounded to half precision."""
@@ -97,17 +113,15 @@ class Pass(TorchFunctionMode):
         if self.choose is None and "dtype" in kwargs:
             kwargs = {**kwargs, "dtype": torch.float32}
         if args:
-            self._dtype = args[0].dtype
             return (self.edit(args[0]), *args[1:]), kwargs
         name, logits = next(iter(kwargs.items()))
-        self._dtype = logits.dtype
         return args, {**kwargs, name: self.edit(logits)}
 
     def _chosen(self, scores: Any, result: Any) -> Any:
-        self.ranked, self.plain = scores, result[1]
+        self._done, self.ranked, self.plain = True, scores, result[1]
         if self.choose is None:
             self.chosen = result[1]
-            return torch.return_types.topk((result[0].to(self._dtype or result[0].dtype), result[1]))
+            raise Seen
         self.chosen = self.choose(scores, result[1], self.unmasked)
         values = scores.gather(-1, self.chosen)
         if self.unmasked is not None:
@@ -131,7 +145,7 @@ class Replay:
             output = call(*args, **kwargs)
             indices = (output if isinstance(output, tuple) else (output,))[self.rule.indices_at]
             return Routed(output, indices, indices)
-        seen = Pass(self.rule)
+        seen = Pass(self.rule, choose=lambda scores, plain, unmasked: plain)
         output = seen.run(call, args, kwargs, self.name)
         assert seen.chosen is not None
         return Routed(output, seen.chosen, seen.chosen)
@@ -159,8 +173,8 @@ class Replay:
 
             return choose
 
-        parts: list[tuple[Any, Tensor, Tensor]] = []
-        for width, here in draw.widths(self.rule.top_k, _tokens(args[0]), args[0].device):
+        parts: list[tuple[Any, Tensor, Tensor | None]] = []
+        for width, here in draw.widths(self.rule.top_k, tokens(args[0]), args[0].device):
             last = Pass(self.rule, self._weights_edit(draw), chooser(width), weigh=True)
             with _Taking(module, width):
                 output = last.run(call, args, kwargs, self.name)
@@ -184,10 +198,6 @@ class Replay:
         return lambda logits: draw.moved_logits(logits).to(logits.dtype)
 
 
-def _tokens(hidden: Tensor) -> int:
-    return hidden[..., 0].numel()
-
-
 class _Taking:
     """A module's `top_k` is another for a while, where it has one (some shape their output by it)."""
 
@@ -196,6 +206,8 @@ class _Taking:
 
     def __enter__(self) -> None:
         self.before = getattr(self.module, "top_k", None)
+        if self.before == self.width:
+            self.before = None
         if self.before is not None:
             self.module.top_k = self.width  # type: ignore[assignment]
 
@@ -204,10 +216,11 @@ class _Taking:
             self.module.top_k = self.before
 
 
-def merged(parts: Sequence[tuple[Any, Tensor, Bool[Tensor, " tokens"]]]) -> tuple[Any, Tensor]:
+def merged(parts: Sequence[tuple[Any, Tensor, Bool[Tensor, " tokens"] | None]]) -> tuple[Any, Tensor]:
     """One output of several, each for its tokens; narrower ones are padded by a repeated index with weight 0."""
     output, chosen, _ = parts[0]
     for other, indices, here in parts[1:]:
+        assert here is not None
         output = tuple(joined(a, b, here) for a, b in zip(output, other, strict=True))
         chosen = joined(chosen, indices, here, -1)
     return output, chosen

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tokenscale.core.errors import RoutingError
 from tokenscale.core.plan import Routing
-from tokenscale.models.routing.draw import Draw, on
+from tokenscale.models.routing.draw import Draw, on, tokens
 from tokenscale.models.routing.record import RoutingRecord
 from tokenscale.models.routing.replay import Routed
 
@@ -148,7 +148,7 @@ def _steered(
         if draw is None:
             routed = way.plain(original, args, kwargs)
         else:
-            draw.check(args[0][..., 0].numel(), router.experts, router.top_k, router.name)
+            draw.check(tokens(args[0]), router.experts, router.top_k, router.name)
             routed = way.route(router.module, original, args, kwargs, draw)
         record.add(layer, routed.chosen, routed.clean, draw.noisy if draw is not None else None)
         return routed.output

@@ -71,17 +71,15 @@ class Trace(TorchFunctionMode):
         result = func(*args, **(kwargs or {}))
         if gives_tensors(result):
             given = (*args, *(kwargs or {}).values())
-            self.operations.append(Operation(name_of(func), given[0] if given else None, result, given[1:]))
+            self.operations.append(Operation(func.__name__, given[0] if given else None, result, given[1:]))
         return result
-
-
-def name_of(func: Any) -> str:
-    return getattr(func, "__name__", "") or str(func)
 
 
 def gives_tensors(result: Any) -> bool:
     """Whether an operation counts: a getter of a shape, say, does not."""
-    return isinstance(result, Tensor) or (isinstance(result, tuple) and any(isinstance(r, Tensor) for r in result))
+    if isinstance(result, Tensor):
+        return True
+    return isinstance(result, tuple) and any(isinstance(r, Tensor) for r in result)
 
 
 def traced(call: Callable[..., Any], args: Sequence[Any]) -> tuple[list[Operation], Any]:

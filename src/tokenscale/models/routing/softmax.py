@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from tokenscale.models.routing.draw import Draw
-from tokenscale.models.routing.replay import Routed, joined
+from tokenscale.models.routing.replay import Routed, joined, merged
 from tokenscale.models.routing.rule import Rule
 
 
@@ -45,20 +45,17 @@ class Softmax:
         own = logits.float()
         moved = None if draw.noise is None else self._moved(own, draw)
         source = draw.moved_logits(own) if draw.perturbs_weights else own
+        if not any(draw.rule.ranks):
+            chosen = draw.choose(own, moved, plain, plain.shape[-1])
+            gate = gates(source, chosen, self.renormalise).to(weights.dtype)
+            return Routed((logits, torch.where(draw.marked(own), gate, weights), chosen), chosen, plain)
         parts = []
         for width, here in draw.widths(plain.shape[-1], len(own), own.device):
             chosen = draw.choose(own, moved, plain, width)
-            gate = gates(source, chosen, self.renormalise).to(weights.dtype)
-            if width == plain.shape[-1]:
-                kept = _untouched(draw, len(own), own.device)
-                gate = torch.where(kept[:, None], weights, gate)
-            parts.append((gate, chosen, here))
-        gate, chosen, _ = parts[0]
-        used = chosen
-        for other, indices, here in parts[1:]:
-            gate = joined(gate, other, here)
-            used = joined(used, indices, here)
-            chosen = joined(chosen, indices, here, -1)
+            parts.append(((gates(source, chosen, self.renormalise).to(weights.dtype), chosen), chosen, here))
+        (gate, used), chosen = merged(parts)
+        if None in draw.rule.ranks:
+            gate = joined(weights, gate, ~_untouched(draw, own))
         return Routed((logits, gate, used), chosen, plain)
 
     def _moved(self, own: Tensor, draw: Draw) -> Tensor:
@@ -67,12 +64,11 @@ class Softmax:
         return draw.moved_scores(own if self.late else own.softmax(-1))
 
 
-def _untouched(draw: Draw, tokens: int, device: torch.device) -> Bool[Tensor, " tokens"]:
+def _untouched(draw: Draw, own: Tensor) -> Bool[Tensor, " tokens"]:
     """Tokens that are neither noisy nor of other ranks."""
-    kept = torch.ones(tokens, dtype=torch.bool, device=device) if draw.noisy is None else ~draw.noisy.to(device)
-    if any(draw.rule.ranks):
-        kept &= torch.tensor([r is None for r in draw.rule.ranks], device=device).repeat(tokens // len(draw.rule.ranks))
-    return kept
+    ranked = torch.tensor([r is None for r in draw.rule.ranks], device=own.device)
+    kept = ranked.repeat(len(own) // len(ranked))
+    return kept if draw.noisy is None else kept & ~draw.noisy
 
 
 @torch.no_grad()
