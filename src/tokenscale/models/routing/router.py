@@ -112,8 +112,9 @@ def _draws(routers: Sequence[Router], routing: Routing | None) -> list[Draw | No
     draws: list[Draw | None] = []
     for layer, router in enumerate(routers):
         device = first_tensor(router.module).device
-        there = placed.setdefault(device, on(routing, device))
-        draw = Draw.of(there, layer, active[layer])
+        if device not in placed:
+            placed[device] = on(routing, device)
+        draw = Draw.of(placed[device], layer, active[layer])
         asked = words(routing) if router.supports else words(routing) & {"ranks"}
         if draw is not None and (why := router.lacks(*asked)):
             raise RoutingError(f"the router {router.name} cannot do this: {why}", INSTEAD)
