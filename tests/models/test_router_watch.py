@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -82,6 +83,29 @@ def test_a_forward_of_an_instance_is_put_back() -> None:
         model(ids())
     assert gate.forward is moved
     assert len(called) == 2  # on trial, and in the forward
+
+
+def test_a_router_whose_weights_come_when_it_runs() -> None:
+    """As accelerate offloads them: on the meta device until a hook fetches them."""
+    model, whole = tiny_model("olmoe"), tiny_model("olmoe")
+    for layer in model.model.layers:
+        gate, weight, original = layer.mlp.gate, layer.mlp.gate.weight, layer.mlp.gate.forward
+
+        def fetched(hidden: torch.Tensor, gate: Any = gate, weight: Any = weight, original: Any = original) -> Any:
+            gate.weight = weight
+            try:
+                return original(hidden)
+            finally:
+                gate.weight = torch.nn.Parameter(weight.to("meta"))
+
+        gate.weight = torch.nn.Parameter(weight.to("meta"))
+        gate.forward, gate._hf_hook = fetched, SimpleNamespace(execution_device="cpu")
+    shift, noisy = noise("olmoe", seed=1)
+    outputs = []
+    for each in (model, whole):
+        with torch.no_grad(), watch(find_routers(each), Routing(shift, noisy)):
+            outputs.append(each(ids()).logits)
+    assert torch.equal(*outputs)
 
 
 def run(name: str, routing: Routing) -> None:

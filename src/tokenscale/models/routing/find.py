@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from tokenscale.core.errors import ModelError
 from tokenscale.models.routing.adapters import ProductKeys, SparseMixer, TokenTable
 from tokenscale.models.routing.fused import fused_block, refuse_foreign
 from tokenscale.models.routing.replay import Replay
-from tokenscale.models.routing.router import EVERYTHING, Router, first_tensor
+from tokenscale.models.routing.router import EVERYTHING, Router
 from tokenscale.models.routing.rule import Rule, rule_of, traced
 from tokenscale.models.routing.softmax import softmax_way
 
@@ -141,12 +142,18 @@ def _hidden(place: Place, module: nn.Module, shape: tuple[int, ...]) -> Tensor:
 
 
 def _random(shape: Sequence[int], place: Place) -> Tensor:
-    """Random numbers of the model's type, on the module's device."""
-    like = first_tensor(place.module)
-    dtype = place.dtype or like.dtype
-    if like.is_meta:
-        return torch.empty(shape, device="meta", dtype=dtype)
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(like.device, dtype)
+    """Random numbers of the model's type, on the module's device, or where accelerate will move it to run."""
+    like = _first_tensor(place.module)
+    hook = getattr(place.module, "_hf_hook", None)
+    device = torch.device(getattr(hook, "execution_device", None) or like.device) if like.is_meta else like.device
+    if device.type == "meta":
+        return torch.empty(shape, device="meta", dtype=place.dtype or like.dtype)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device, place.dtype or like.dtype)
+
+
+def _first_tensor(module: nn.Module) -> Tensor:
+    """A parameter or buffer (quantised weights can be either)."""
+    return next(itertools.chain(module.parameters(), module.buffers()))
 
 
 def _block_router(place: Place) -> Router:

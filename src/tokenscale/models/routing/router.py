@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tokenscale.core.errors import RoutingError
 from tokenscale.core.plan import Routing
@@ -93,7 +92,9 @@ def watch(routers: Sequence[Router], routing: Routing | None) -> Iterator[Routin
     RoutingError for what a router cannot follow, and unless all were called, in the order of their layers.
     """
     record = RoutingRecord([router.experts - router.free for router in routers])
-    draws = _draws(routers, routing)
+    draws = None if routing is None else Draws(routing, len(routers))
+    if draws is not None:
+        _refuse(routers, draws)
     with ExitStack() as stack:
         for site in _sites(routers):
             stack.enter_context(_steered(site, routers, draws, record))
@@ -103,28 +104,28 @@ def watch(routers: Sequence[Router], routing: Routing | None) -> Iterator[Routin
     _check(routers, record)
 
 
-def _draws(routers: Sequence[Router], routing: Routing | None) -> list[Draw | None]:
-    if routing is None:
-        return [None] * len(routers)
-    noisy = routing.noisy
-    active = [False] * len(routers) if noisy is None else noisy.flatten(1).any(1).tolist()
-    placed: dict[torch.device, Routing] = {}
-    draws: list[Draw | None] = []
-    for layer, router in enumerate(routers):
-        device = first_tensor(router.module).device
-        if device not in placed:
-            placed[device] = on(routing, device)
-        draw = Draw.of(placed[device], layer, active[layer])
-        asked = words(routing) if router.supports else words(routing) & {"ranks"}
-        if draw is not None and (why := router.lacks(*asked)):
+class Draws:
+    """A routing, layer by layer, on the device of the tokens."""
+
+    def __init__(self, routing: Routing, layers: int) -> None:
+        noisy = routing.noisy
+        self.routing = routing
+        self.active = [False] * layers if noisy is None else noisy.flatten(1).any(1).tolist()
+        self._placed: dict[torch.device, Routing] = {}
+
+    def at(self, layer: int, device: torch.device) -> Draw | None:
+        """None where all tokens of a layer choose as the model does."""
+        if device not in self._placed:
+            self._placed[device] = on(self.routing, device)
+        return Draw.of(self._placed[device], layer, self.active[layer])
+
+
+def _refuse(routers: Sequence[Router], draws: Draws) -> None:
+    """Refuses what a router cannot follow. Where there is no choice to move, noise is no matter."""
+    for router, active in zip(routers, draws.active, strict=True):
+        asked = words(draws.routing) if active and router.supports else words(draws.routing) & {"ranks"}
+        if why := router.lacks(*asked):
             raise RoutingError(f"the router {router.name} cannot do this: {why}", INSTEAD)
-        draws.append(draw if router.supports else None)
-    return draws
-
-
-def first_tensor(module: nn.Module) -> Tensor:
-    """A parameter or buffer (quantised weights can be either), which says where a module is."""
-    return next(itertools.chain(module.parameters(), module.buffers()))
 
 
 def _sites(routers: Sequence[Router]) -> list[list[int]]:
@@ -137,7 +138,7 @@ def _sites(routers: Sequence[Router]) -> list[list[int]]:
 
 @contextmanager
 def _steered(
-    site: Sequence[int], routers: Sequence[Router], draws: Sequence[Draw | None], record: RoutingRecord
+    site: Sequence[int], routers: Sequence[Router], draws: Draws | None, record: RoutingRecord
 ) -> Iterator[None]:
     router = routers[site[0]]
     original = getattr(router.module, router.method)
@@ -145,7 +146,8 @@ def _steered(
 
     def steered(*args: Any, **kwargs: Any) -> Any:
         layer = next(calls, site[-1])  # a call too many is noted here and told in the end
-        draw, way = draws[layer], routers[layer].way
+        way = routers[layer].way
+        draw = draws.at(layer, args[0].device) if draws is not None and router.supports else None
         if draw is None:
             routed = way.plain(original, args, kwargs)
         else:
