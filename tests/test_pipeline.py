@@ -12,13 +12,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tokenscale.core.constraint import Constraint
 from tokenscale.core.data import Prompt
 from tokenscale.core.errors import ArgumentError, CapabilityError, PipelineError, PromptError
+from tokenscale.core.scorer import Scorer
 from tokenscale.core.strategy import Kind, SequenceStrategy, Stage
 from tokenscale.models.toy import ToyModel
 from tokenscale.pipeline import Pipeline
 from tokenscale.sequence_level.chain_of_thought import ChainOfThought
 from tokenscale.sequence_level.self_consistency import SelfConsistency
+from tokenscale.token_level.adaptive_roe import AdaptiveRoE
 from tokenscale.token_level.aggregators import MeanLogit, MeanProbability
 from tokenscale.token_level.decoders import Greedy, Sample
 from tokenscale.token_level.plain import Plain
@@ -35,8 +38,15 @@ class Search(SequenceStrategy):
 
 
 @dataclass(frozen=True)
-class Constraint(Stage):
-    kind = Kind.CONSTRAINT
+class Nothing(Constraint):
+    def start(self, lm):  # type: ignore[no-untyped-def]
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Taste(Scorer):
+    def grade(self, ask, candidates):  # type: ignore[no-untyped-def]
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -166,7 +176,9 @@ def test_defaults(pipe: Pipeline, resolved: list[Stage]) -> None:
         ),
         ([SelfConsistency(5), Search()], "search goes inside choosing", "Search() | SelfConsistency(k=5)"),
         ([Search(), ChainOfThought()], "prompting goes inside search", "write ChainOfThought() | "),
-        ([Constraint()], "no constraint can run in this version", "leave it out"),
+        ([Nothing(), Nothing()], "two constraints: ", "keep one of them"),
+        ([Nothing(), AdaptiveRoE(4)], "takes no constraints such as ", "use another proposer"),
+        ([Taste()], "Taste() is a scorer, which is a parameter", "Taste())"),
         ([Misfit()], "Misfit is of the kind decoder, but extends no Decoder", "extend Decoder"),
         ([Kindless()], "Kindless has no kind", "`kind = ...` in its class, one of Kind.PROMPTING, Kind.SEARCH, Kind."),
         ([RoE(2), Kindless()], "Kindless has no kind", "Kind.CHOOSING"),

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from tokenscale import dsl
+from tokenscale.core.constraint import Constraint
 from tokenscale.core.errors import PipelineError
 from tokenscale.core.strategy import (
     ONE_PLACE,
@@ -23,10 +24,10 @@ from tokenscale.core.strategy import (
     TokenProposer,
 )
 
-# Constraints have a place in the grammar and no class yet.
 CLASSES: Mapping[Kind, type[Stage]] = {
     Kind.PROPOSER: TokenProposer,
     Kind.AGGREGATOR: Aggregator,
+    Kind.CONSTRAINT: Constraint,
     Kind.DECODER: Decoder,
     Kind.PROMPTING: SequenceStrategy,
     Kind.SEARCH: SequenceStrategy,
@@ -60,9 +61,10 @@ def _check_class(stage: Stage) -> None:
     if not isinstance(getattr(stage, "kind", None), Kind):
         names = ", ".join(f"Kind.{kind.name}" for kind, cls in CLASSES.items() if isinstance(stage, cls))
         raise PipelineError(f"{type(stage).__name__} has no kind", f"write `kind = ...` in its class, one of {names}")
-    expected = CLASSES.get(stage.kind)
-    if expected is None:
-        raise PipelineError(f"{dsl.to_text(stage)}: no {_word(stage.kind)} can run in this version", "leave it out")
+    if stage.kind is Kind.SCORER:
+        message = f"{dsl.to_text(stage)} is a scorer, which is a parameter of other stages"
+        raise PipelineError(message, f"write BestOfN(n=8, scorer={dsl.to_text(stage)})")
+    expected = CLASSES[stage.kind]
     if not isinstance(stage, expected):
         message = f"{type(stage).__name__} is of the kind {_word(stage.kind)}, but extends no {expected.__name__}"
         raise PipelineError(message, f"extend {expected.__name__}, or name another kind")
@@ -79,7 +81,7 @@ def _word(kind: Kind) -> str:
 def check_chance(stages: Sequence[Stage], proposer: TokenProposer, decoder: Decoder) -> None:
     """Refuses a choice among candidates that must all be equal."""
     chooser = next((s for s in stages if s.kind is Kind.CHOOSING), None)
-    if chooser is None or decoder.random or proposer.random:
+    if chooser is None or decoder.random or proposer.random or decoder.num_return > 1:
         return
     chance, rows = dsl.to_text(decoder), dsl.to_text(proposer)
     raise PipelineError(

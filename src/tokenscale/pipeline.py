@@ -7,10 +7,13 @@ from dataclasses import dataclass, replace
 from typing import overload
 
 from tokenscale import dsl, spec
+from tokenscale.core.backend import OnToken
+from tokenscale.core.constraint import Constraint
 from tokenscale.core.data import Prompt, Result
-from tokenscale.core.decode import LocalBackend, LogitsProcessor, OnToken
+from tokenscale.core.decode import LocalBackend, check_free
 from tokenscale.core.errors import ArgumentError, CapabilityError, PipelineError, at_least
 from tokenscale.core.model import LanguageModel
+from tokenscale.core.permitted import LogitsProcessor
 from tokenscale.core.run import OnResult, run_problems
 from tokenscale.core.score import set_plain
 from tokenscale.core.strategy import (
@@ -47,6 +50,8 @@ class Pipeline(Composable):
     def __init__(self, *stages: Stage | Pipeline) -> None:
         object.__setattr__(self, "stages", ordered(_flattened(stages)))
         self.proposer.fits(self.aggregator, self.decoder)
+        if self.constraint is not None:
+            check_free(self.proposer, f"constraints such as {dsl.to_text(self.constraint)}")
         check_chance(self.stages, self.proposer, self.decoder)
 
     @classmethod
@@ -100,6 +105,11 @@ class Pipeline(Composable):
         return named or self.proposer.default_aggregator
 
     @property
+    def constraint(self) -> Constraint | None:
+        """What the text must look like, where a stage says so."""
+        return next((s for s in self.stages if isinstance(s, Constraint)), None)
+
+    @property
     def decoder(self) -> Decoder:
         """The decoder. Where none is named: sampling under a search or a choice, else greedy."""
         named = next((s for s in self.stages if isinstance(s, Decoder)), None)
@@ -113,7 +123,8 @@ class Pipeline(Composable):
 
     def resolved(self) -> Pipeline:
         """This pipeline with its defaults written out."""
-        return Pipeline(self.proposer, self.aggregator, self.decoder, *self.strategies)
+        constraints = [self.constraint] if self.constraint is not None else []
+        return Pipeline(self.proposer, self.aggregator, *constraints, self.decoder, *self.strategies)
 
     def check(self, lm: LanguageModel) -> None:
         """Raises CapabilityError, or ArgumentError for parameters that do not fit this model."""
@@ -168,7 +179,9 @@ class Pipeline(Composable):
             self.aggregator,
             self.decoder,
             batch_size=batch_size,
+            constraint=self.constraint,
             trace=trace,
+            signals=frozenset().union(*(stage.signals for stage in self.stages)),
             processor=processor,
             on_token=on_token,
         )

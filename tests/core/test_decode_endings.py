@@ -99,7 +99,7 @@ def test_an_aggregator_that_leaves_suppressed_tokens_alone_is_refused(run: Any) 
         default_aggregator = TokenVote(0.0)
 
     favourite = int(ToyModel().exact_log_probs(PROMPTS[0]).argmax())
-    with pytest.raises(PipelineError, match="suppressed tokens and logits processors left no token"):
+    with pytest.raises(PipelineError, match="suppressed tokens, constraints and logits processors left no token"):
         run([ask(PROMPTS[0])], proposer=Voted(), model=ToyModel(suppressed_ids=[favourite]))
 
 

@@ -23,12 +23,12 @@ END = 0
 
 
 def token(ident: int, **changes: object) -> TokenRecord:
-    base = TokenRecord(ident, -0.5, False, False, 2, RoutingStats(2, 1, 3, 1), (0.7, 0.1, 1.5))
+    base = TokenRecord(ident, -0.5, False, False, 2, RoutingStats(2, 1, 3, 1), (0.7, 0.1, 1.5), ())
     return replace(base, **changes)  # type: ignore[arg-type]
 
 
 def record(ids: list[int], stop_strings: tuple[str, ...] = (), limit: int = 100) -> Record:
-    return Record((1, 2), Stream((0,)), limit, stop_strings, [token(i) for i in ids])
+    return Record((1, 2), Stream((0,)), limit, stop_strings, tokens=[token(i) for i in ids])
 
 
 def test_places_are_absolute() -> None:
@@ -39,9 +39,9 @@ def test_places_are_absolute() -> None:
 
 def test_a_fork_grows_by_itself() -> None:
     one = record([])
-    one.add(token(3, log_prob=-0.25))
+    one.add(LM, token(3, log_prob=-0.25))
     other = one.fork()
-    other.add(token(4, log_prob=-2.0))
+    other.add(LM, token(4, log_prob=-2.0))
     assert (one.token_ids, other.token_ids) == ((3,), (3, 4))
     assert (one.log_prob, other.log_prob) == (-0.25, -2.25)
 

@@ -45,6 +45,7 @@ def test_kinds_go_from_inner_to_outer() -> None:
         "PROMPTING",
         "SEARCH",
         "CHOOSING",
+        "SCORER",
     ]
     assert [RoE.kind, FirstRow.kind, Greedy.kind] == [Kind.PROPOSER, Kind.AGGREGATOR, Kind.DECODER]
 

@@ -200,9 +200,13 @@ class Lane:
 
 @dataclass(frozen=True)
 class Usage:
-    """What one candidate really ran: the record that bills are made from. Its lanes ran in lockstep."""
+    """What one candidate (or search) really ran: the record that bills are made from. Its lanes ran in lockstep.
+
+    `texts` are the token ids that it generated, one entry a finished text.
+    """
 
     lanes: tuple[Lane, ...]
+    texts: tuple[tuple[int, ...], ...] = ()
 
     @property
     def steps(self) -> int:

@@ -7,11 +7,13 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from tokenscale.core.as_json import candidate_dict, finite_or_none
-from tokenscale.core.cost import Cost
+from tokenscale.core.cost import Cost, Usage
 from tokenscale.core.errors import ArgumentError, PromptError, at_least
 from tokenscale.core.noise import Stream
 
 if TYPE_CHECKING:
+    from tokenscale.core.constraint import Constraint
+    from tokenscale.core.signals import StopRule
     from tokenscale.core.strategy import Decoder
 
 Messages = tuple[tuple[tuple[str, str], ...], ...]
@@ -108,8 +110,11 @@ def _is_message(value: object) -> TypeGuard[Mapping[str, str]]:
 class Ask:
     """Continue this, k times: the one request that strategies make and backends serve.
 
-    `prefix_ids` are token ids that follow the prompt (continuing a text). Copy j of the k draws
-    from `stream.child(j)`. `decoder` None means the pipeline's own. `max_new_tokens` bounds each copy.
+    `prefix_ids` are token ids that follow the prompt (continuing a text); the candidates' text begins with
+    theirs. Copy j of the k draws from `stream.child(j)`. `decoder` and `constraint` None mean the
+    pipeline's own; `free` takes the pipeline's constraint off. `max_new_tokens` bounds each copy. `stop_rule`
+    ends a candidate by its signals. `direct` asks the model itself, past all strategies inside (a judge's
+    question, say).
     """
 
     prompt: Prompt
@@ -119,6 +124,10 @@ class Ask:
     prefix_ids: tuple[int, ...] = ()
     decoder: Decoder | None = None
     stop_strings: tuple[str, ...] = ()
+    constraint: Constraint | None = None
+    free: bool = False
+    stop_rule: StopRule | None = None
+    direct: bool = False
 
     def __post_init__(self) -> None:
         at_least("Ask", "k", self.k, 1)
@@ -194,7 +203,11 @@ class Candidate:
     `text` ends before the stop string or end token that ended it; `token_ids` are all ids that were
     generated, that ending included. `log_probs[i]` is the natural log-probability of token i under
     the aggregated distribution, before temperature and truncation. `finish_reason` is one of
-    "eos", "stop_string", "length". `near_ties` counts tokens whose choice another
+    "eos", "stop_string", "length", "constraint" (it is met, and nothing may follow), "constraint_unmet" (no
+    token may follow, or the length is reached, and it is not met), "stop_rule". `thinking` is the text inside
+    think tags, which `text` leaves out. `score` is what a search or a scorer ranked it by, `step_scores` a
+    reward model's scores of its steps, `signals` the per-token records that were asked for, by name, one
+    entry a token. `near_ties` counts tokens whose choice another
     order of floating-point sums could have flipped (margin below 1e-5), `fallbacks` those whose rows
     allowed no common token, so that the aggregator used the first row. `cost` is what this
     candidate alone cost to decode; a chosen candidate's `members` are all it was chosen from, `votes`
@@ -208,6 +221,10 @@ class Candidate:
     stream: Stream
     cost: Cost = field(default_factory=Cost)
     answer: str | None = None
+    thinking: str = ""
+    score: float | None = None
+    step_scores: tuple[float, ...] = ()
+    signals: tuple[tuple[str, tuple[float, ...]], ...] = ()
     near_ties: int = 0
     fallbacks: int = 0
     routing: RoutingStats = field(default_factory=RoutingStats)
@@ -221,9 +238,21 @@ class Candidate:
         """Total natural log-probability of the generated tokens."""
         return float(sum(self.log_probs))
 
+    def signal(self, name: str) -> tuple[float, ...]:
+        """One of `signals`, by name. Raises KeyError where it was not recorded."""
+        return dict(self.signals)[name]
+
     def leaves(self) -> list[Candidate]:
         """The sampled candidates at the bottom of the choices: itself where it was chosen from none."""
         return [leaf for member in self.members for leaf in member.leaves()] if self.members else [self]
+
+
+@dataclass
+class Served:
+    """An answer of a backend or a reward model: `candidates` (None until it is there) and what was run."""
+
+    candidates: list[Candidate] | None = None
+    usages: list[Usage] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

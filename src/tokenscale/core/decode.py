@@ -7,40 +7,41 @@ candidate gets does not depend on the others, since all its draws come from its 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from tokenscale.core.backend import Backend, Completion
+from tokenscale.core.backend import Backend, Completion, OnToken
+from tokenscale.core.constraint import Constraint
 from tokenscale.core.context import room
-from tokenscale.core.data import Ask
-from tokenscale.core.errors import CapabilityError, PipelineError, at_least
-from tokenscale.core.group import Finished, Group
+from tokenscale.core.cost import Usage
+from tokenscale.core.data import Ask, Candidate
+from tokenscale.core.errors import ArgumentError, CapabilityError, PipelineError, at_least
+from tokenscale.core.group import Group, Ranked
 from tokenscale.core.model import LanguageModel
 from tokenscale.core.noise import UniformReader, read_uniforms
-from tokenscale.core.record import NEAR_TIE, Record, StepRecords
+from tokenscale.core.permitted import LogitsProcessor, Permitted
+from tokenscale.core.record import Record, StepRecords
 from tokenscale.core.strategy import Aggregator, Choice, Decoder, Proposals, TokenProposer
-
-LogitsProcessor = Callable[[Int[Tensor, "batch length"], Float[Tensor, "batch vocab"]], Float[Tensor, "batch vocab"]]
-OnToken = Callable[[int, int, int], None]
 
 
 @dataclass
 class _Waiting:
-    """An ask whose copies are not all done."""
+    """An ask whose searches are not all done: what each of them found and ran, by its first candidate."""
 
-    results: list[Finished | None]
     missing: int
+    found: dict[int, tuple[list[Candidate], Usage]] = field(default_factory=dict)
 
 
 class LocalBackend(Backend):
     """Decodes asks on a local model with one proposer and aggregator.
 
-    `batch_size` bounds the candidates decoded at once. `processor`, where given, is applied to the
-    aggregated log-probabilities of each beam (transformers' LogitsProcessorList fits). `on_token` is
+    `batch_size` bounds the searches (of a sampler: the candidates) decoded at once. `constraint` is that of
+    asks which name none. `processor`, where given, is applied to the aggregated log-probabilities of each
+    beam (transformers' LogitsProcessorList fits). `signals` are recorded of every token. `on_token` is
     called with (ticket, copy, token) as tokens are decided, for decoders of width 1.
     """
 
@@ -52,18 +53,20 @@ class LocalBackend(Backend):
         decoder: Decoder,
         *,
         batch_size: int,
+        constraint: Constraint | None = None,
         trace: bool = False,
+        signals: frozenset[str] = frozenset(),
         processor: LogitsProcessor | None = None,
         on_token: OnToken | None = None,
     ) -> None:
         at_least("LocalBackend", "batch_size", batch_size, 1)
         proposer.check(lm)
-        if processor is not None and not proposer.takes_processors:
-            message = f"{proposer!r:.200} takes no logits processors: they could change what it takes as settled"
-            raise PipelineError(message, "leave them out, or use another proposer, such as RoE(n=4)")
+        if processor is not None:
+            check_free(proposer, "logits processors")
         self._lm, self._proposer, self._aggregator, self._decoder = lm, proposer, aggregator, decoder
-        self._batch_size, self._trace, self._processor, self._on_token = batch_size, trace, processor, on_token
-        self._suppressed = torch.tensor(sorted(lm.suppressed_ids), dtype=torch.long)
+        self._batch_size, self._trace, self._on_token = batch_size, trace, on_token
+        self._constraint, self._signals = constraint, tuple(sorted(signals))
+        self._permitted = Permitted(lm, processor)
         self._queue: deque[Group] = deque()
         self._asks: dict[int, _Waiting] = {}
         self._groups: list[Group] = []
@@ -77,12 +80,31 @@ class LocalBackend(Backend):
             raise CapabilityError("stop strings need a tokenizer", "pass tokenizer=..., or drop stop_strings")
         decoder = ask.decoder or self._decoder
         self._proposer.fits(self._aggregator, decoder)
+        constraint = ask.constraint if ask.constraint is not None or ask.free else self._constraint
+        if constraint is not None:
+            check_free(self._proposer, "constraints")
+        if ask.stop_rule is not None and ask.stop_rule.signal not in self._signals:
+            message = f"{ask.stop_rule!r:.80} reads {ask.stop_rule.signal}, which is not recorded"
+            raise ArgumentError(message, "name it in the `signals` of the stage that asks")
         ticket, self._tickets = self._tickets, self._tickets + 1
-        self._asks[ticket] = _Waiting([None] * ask.k, ask.k)
-        for copy, one in enumerate(ask.copies()):
-            record = Record(prompt, one.stream, min(ask.max_new_tokens, left), ask.stop_strings)
-            uniforms = UniformReader(one.stream) if decoder.random else None
-            self._queue.append(Group(ticket, copy, decoder, [record], uniforms))
+        groups = []
+        for first in range(0, ask.k, decoder.num_return):
+            record = Record(
+                prompt,
+                ask.stream.child(first // decoder.num_return),
+                min(ask.max_new_tokens, left),
+                ask.stop_strings,
+                prefix=len(ask.prefix_ids),
+                guide=constraint.start(self._lm) if constraint is not None else None,
+                stop_rule=ask.stop_rule,
+                signals=self._signals,
+            )
+            uniforms = UniformReader(record.stream) if decoder.random else None
+            wanted = min(decoder.num_return, ask.k - first)
+            groups.append(Group(ticket, first, wanted, decoder, [record], uniforms))
+        _check_different(groups, ask, decoder, self._proposer)
+        self._queue.extend(groups)
+        self._asks[ticket] = _Waiting(len(groups))
         return ticket
 
     def cancel(self, ticket: int) -> None:
@@ -104,10 +126,15 @@ class LocalBackend(Backend):
     def advance(self) -> list[Completion]:
         done: list[Completion] = []
         while not done and (self._groups or self._queue):
-            self._admit()
-            with torch.no_grad():
-                done = self._step()
+            done = self.tick()
         return done
+
+    def tick(self) -> list[Completion]:
+        if not (self._groups or self._queue):
+            return []
+        self._admit()
+        with torch.no_grad():
+            return self._step()
 
     def _admit(self) -> None:
         free = self._batch_size - len(self._groups)
@@ -128,18 +155,20 @@ class LocalBackend(Backend):
         beams = [beam for group in self._groups for beam in group.beams]
         rows, works = self._proposals.propose(torch.tensor([b.last for b in beams]))
         log_probs = self._aggregator.aggregate(rows).cpu()
-        allowed = self._process(beams, log_probs)
         fell_back = self._aggregator.fell_back(rows).tolist()
-        records = StepRecords(rows, works, self._groups[0].cached, log_probs, fell_back, self._trace)
+        log_probs, allowed = self._permitted.of(beams, rows, log_probs, fell_back)
+        records = StepRecords(rows, works, self._groups[0].cached, log_probs, fell_back, self._trace, self._signals)
         parents, done, start = list[int](), list[Completion](), 0
         choices = self._choose(allowed)
         alive: list[Group] = []
-        for group, (origins, tokens, margin) in zip(self._groups, choices, strict=True):
-            survivors = self._extend(group, start, origins, tokens, margin, records)
-            start += len(group.beams)
-            group.beams = [beam for beam, _ in survivors]
-            parents += [parent for _, parent in survivors]
-            if survivors:
+        for group, choice in zip(self._groups, choices, strict=True):
+            count = len(group.beams)
+            going = group.extend(self._lm, start, choice, records)
+            start += count
+            parents += going
+            if self._on_token is not None and group.decoder.width == 1:
+                self._on_token(group.ticket, group.first, choice.tokens[0])
+            if going:
                 alive.append(group)
             else:
                 done += self._complete(group)
@@ -147,40 +176,30 @@ class LocalBackend(Backend):
         self._keep(parents, start)
         return done
 
-    def _process(self, beams: list[Record], log_probs: Float[Tensor, "beams vocab"]) -> Float[Tensor, "beams vocab"]:
-        allowed = log_probs
-        if len(self._suppressed):
-            allowed = allowed.index_fill(-1, self._suppressed, float("-inf"))
-        if self._processor is not None:
-            allowed = self._processed(beams, allowed)
-        if allowed is not log_probs and allowed.isneginf().all(-1).any():
-            message = "suppressed tokens and logits processors left no token to choose"
-            raise PipelineError(message, "drop a processor, or use an aggregator that allows more tokens")
-        return allowed
-
-    def _processed(self, beams: list[Record], allowed: Float[Tensor, "beams vocab"]) -> Float[Tensor, "beams vocab"]:
-        assert self._processor is not None
-        ids = [torch.tensor([b.prompt + b.token_ids]) for b in beams]
-        return torch.cat([self._processor(i, row[None].clone()) for i, row in zip(ids, allowed, strict=True)])
-
-    def _choose(self, allowed: Float[Tensor, "beams vocab"]) -> Iterable[tuple[list[int], list[int], float]]:
-        """(parents, tokens, margin) per group; groups of one decoder and beam count are chosen together."""
-        kinds: dict[tuple[Decoder, int], list[tuple[int, int]]] = {}
+    def _choose(self, allowed: Float[Tensor, "beams vocab"]) -> Iterable[Ranked]:
+        """What every group takes; groups of one decoder and like beams are chosen together."""
+        kinds: dict[tuple[Decoder, tuple[int, ...]], list[tuple[int, int]]] = {}
         start = 0
         for place, group in enumerate(self._groups):
-            kinds.setdefault((group.decoder, len(group.beams)), []).append((place, start))
+            kinds.setdefault((group.decoder, group.parts), []).append((place, start))
             start += len(group.beams)
-        chosen: dict[int, tuple[list[int], list[int], float]] = {}
-        for (decoder, width), members in kinds.items():
-            choice = self._choose_alike(decoder, width, members, allowed)
-            lists = (choice.parents.tolist(), choice.tokens.tolist(), choice.margin.tolist())
-            chosen.update((place, found) for (place, _), found in zip(members, zip(*lists, strict=True), strict=True))
+        chosen: dict[int, Ranked] = {}
+        for (decoder, parts), members in kinds.items():
+            choice = self._choose_alike(decoder, parts, members, allowed)
+            count = len(members)
+            scores = choice.scores.tolist() if choice.scores is not None else [None] * count
+            lists = (choice.parents.tolist(), choice.tokens.tolist(), scores, choice.margin.tolist())
+            chosen.update((place, Ranked(*f)) for (place, _), f in zip(members, zip(*lists, strict=True), strict=True))
         return [chosen[place] for place in range(len(self._groups))]
 
     def _choose_alike(
-        self, decoder: Decoder, width: int, members: list[tuple[int, int]], allowed: Float[Tensor, "beams vocab"]
+        self,
+        decoder: Decoder,
+        parts: tuple[int, ...],
+        members: list[tuple[int, int]],
+        allowed: Float[Tensor, "beams vocab"],
     ) -> Choice:
-        groups = [self._groups[place] for place, _ in members]
+        groups, width = [self._groups[place] for place, _ in members], len(parts)
         if len(members) * width == len(allowed):
             log_probs = allowed
         else:
@@ -190,41 +209,35 @@ class LocalBackend(Backend):
             readers = [g.uniforms for g in groups if g.uniforms is not None]
             uniforms = read_uniforms(readers, [g.beams[0].position for g in groups])
         scores = torch.tensor([g.scores for g in groups]) if decoder.width > 1 else torch.zeros(len(groups), width)
-        return decoder.choose(log_probs.view(len(groups), width, -1), scores, uniforms)
-
-    def _extend(
-        self, group: Group, start: int, origins: list[int], tokens: list[int], margin: float, records: StepRecords
-    ) -> list[tuple[Record, int]]:
-        """Adds the chosen tokens; the beams that go on, each with its place in the batch."""
-        group.ran.append(records.ran(start, start + len(group.beams)))
-        near_tie = margin < NEAR_TIE
-        fork = len(origins) > 1
-        survivors: list[tuple[Record, int]] = []
-        for origin, token in zip(origins, tokens, strict=True):
-            beam = group.beams[origin].fork() if fork else group.beams[origin]
-            beam.add(records.token(start + origin, token, near_tie))
-            if self._on_token is not None and group.decoder.width == 1:
-                self._on_token(group.ticket, group.copy, token)
-            reason = beam.ending(self._lm)
-            if reason is None:
-                survivors.append((beam, start + origin))
-            else:
-                group.finished.append(beam.finish(self._lm, reason))
-        return survivors
+        return decoder.choose(log_probs.view(len(groups), width, -1), scores, uniforms, parts)
 
     def _complete(self, group: Group) -> list[Completion]:
-        """Stores a finished copy (its best beam); the completion, where it was its ask's last."""
+        """Stores what a finished search found; the completion, where it was its ask's last."""
         waiting = self._asks[group.ticket]
-        waiting.results[group.copy] = group.best()
+        waiting.found[group.first] = group.close()
         waiting.missing -= 1
         if waiting.missing:
             return []
         del self._asks[group.ticket]
-        results = [r for r in waiting.results if r is not None]
-        return [Completion(group.ticket, [c for c, _ in results], [u for _, u in results])]
+        found = [waiting.found[first] for first in sorted(waiting.found)]
+        return [Completion(group.ticket, [c for some, _ in found for c in some], [usage for _, usage in found])]
 
     def _keep(self, places: list[int], beams: int) -> None:
         if not places:
             self._proposals = None
         elif self._proposals is not None and places != list(range(beams)):
             self._proposals = self._proposals.select(places)
+
+
+def check_free(proposer: TokenProposer, what: str) -> None:
+    """Refuses what comes between aggregate and decoder where the proposer does not take it. Raises PipelineError."""
+    if not proposer.takes_processors:
+        message = f"{proposer!r:.200} takes no {what}: they could change what it takes as settled"
+        raise PipelineError(message, "leave them out, or use another proposer, such as RoE(n=4)")
+
+
+def _check_different(groups: list[Group], ask: Ask, decoder: Decoder, proposer: TokenProposer) -> None:
+    """Refuses several searches that must all find the same."""
+    if len(groups) > 1 and decoder.num_return > 1 and not (decoder.random or proposer.random):
+        message = f"{decoder!r:.200} gives {decoder.num_return} texts, and {ask.k} candidates are asked for"
+        raise ArgumentError(message, f"write num_return={ask.k}, or ask for {decoder.num_return} at most")

@@ -1,4 +1,4 @@
-"""One copy of an ask while it is decoded: its beams, its caches and what ran over them."""
+"""One search while it is decoded: its beams, its caches and what ran over them."""
 
 from __future__ import annotations
 
@@ -6,38 +6,133 @@ from dataclasses import dataclass, field, replace
 
 from tokenscale.core.cost import Cached, Lane, Ran, Usage
 from tokenscale.core.data import Candidate
+from tokenscale.core.model import LanguageModel
 from tokenscale.core.noise import UniformReader
-from tokenscale.core.record import Record
+from tokenscale.core.record import Record, StepRecords
 from tokenscale.core.strategy import Decoder
 
-Finished = tuple[Candidate, Usage]
+NEAR_TIE = 1e-5
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """What a decoder chose for one group: candidates in order, and how far the choice was from another."""
+
+    parents: list[int]
+    tokens: list[int]
+    scores: list[float] | None
+    margin: float
 
 
 @dataclass
 class Group:
-    """One copy of an ask: the beams that its decoder holds (one, unless it searches).
+    """One search, or one sample: the beams that its decoder holds, and what has ended, best first in each part.
 
-    `ran` has, per step, the number of its beams and what they ran over each cache.
+    `first` is the number of its first candidate among its ask's, of which it gives `wanted`. `ran` has, per
+    step, the number of its beams and what they ran over each cache.
     """
 
     ticket: int
-    copy: int
+    first: int
+    wanted: int
     decoder: Decoder
     beams: list[Record]
     uniforms: UniformReader | None
     cached: tuple[Cached, ...] = ()
     ran: list[tuple[int, list[Ran]]] = field(default_factory=list)
-    finished: list[Candidate] = field(default_factory=list)
+    finished: list[list[tuple[float, Candidate]]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.finished = [[] for _ in range(self.decoder.parts)]
+
+    @property
+    def parts(self) -> tuple[int, ...]:
+        """The part of every beam, as `Decoder.choose` takes it."""
+        return tuple(beam.part for beam in self.beams) if self.decoder.parts > 1 else (0,) * len(self.beams)
+
+    def extend(self, lm: LanguageModel, start: int, choice: Ranked, records: StepRecords) -> list[int]:
+        """Adds the chosen tokens; places in the batch of the beams that go on. `start` is its first beam's."""
+        self.ran.append(records.ran(start, start + len(self.beams)))
+        parts = self.decoder.parts
+        share = len(choice.tokens) // parts
+        before, self.beams = self.beams, []
+        places: list[int] = []
+        for part in range(parts):
+            candidates = range(part * share, (part + 1) * share)
+            places += self._extend_part(lm, part, before, start, candidates, choice, records)
+        return places
+
+    def _extend_part(
+        self,
+        lm: LanguageModel,
+        part: int,
+        before: list[Record],
+        start: int,
+        candidates: range,
+        choice: Ranked,
+        records: StepRecords,
+    ) -> list[int]:
+        """One part's share of `extend`: see `Decoder` for which candidates are finished and which go on."""
+        width = self.decoder.width // self.decoder.parts
+        near_tie = choice.margin < NEAR_TIE
+        going: list[Record] = []
+        places: list[int] = []
+        for number, i in enumerate(candidates):
+            if number >= width and len(going) == width:
+                break
+            score = None if choice.scores is None else choice.scores[i]
+            if score == float("-inf"):
+                continue
+            origin = choice.parents[i]
+            beam = before[origin].fork() if len(choice.tokens) > 1 else before[origin]
+            beam.add(lm, records.token(start + origin, choice.tokens[i], near_tie), score, part)
+            reason = beam.ending(lm)
+            if reason is None and len(going) < width:
+                going.append(beam)
+                places.append(start + origin)
+            elif reason is not None and number < width:
+                self._finish(lm, part, beam, reason, width)
+        if going and self._settled(part, going):
+            return []
+        self.beams += going
+        return places
+
+    def _finish(self, lm: LanguageModel, part: int, beam: Record, reason: str, width: int) -> None:
+        rank = self.decoder.rank(beam.score, len(beam.tokens))
+        ended = self.finished[part]
+        ended.append((rank, beam.finish(lm, reason)))
+        ended.sort(key=lambda pair: -pair[0])  # stable: of equals, the first to end stays first
+        del ended[width:]
+
+    def _settled(self, part: int, going: list[Record]) -> bool:
+        ranks = [rank for rank, _ in self.finished[part]]
+        best = max(going, key=lambda beam: beam.score)
+        return self.decoder.settled(ranks, best.score, len(best.tokens), best.limit)
+
+    def close(self) -> tuple[list[Candidate], Usage]:
+        """The finished texts, best first, `decoder.num_return` at most, and what the search ran.
+
+        The first carries the bill of the whole search, dropped beams included. A decoder of several
+        results scores them; one that was asked for a single candidate gives them all as its members.
+        """
+        beams = tuple(count for count, _ in self.ran)
+        ended = sorted((pair for part in self.finished for pair in part), key=lambda pair: -pair[0])
+        searched = self.decoder.width > 1
+        texts = tuple(c.token_ids for _, c in ended)
+        lanes = (Lane.of(cached, [step[i] for _, step in self.ran], beams) for i, cached in enumerate(self.cached))
+        usage = Usage(tuple(lanes), texts)
+        found = [replace(c, score=rank) if searched else c for rank, c in ended[: self.decoder.num_return]]
+        found[0] = replace(found[0], cost=usage.decode_cost(), notes=self._notes(len(found)))
+        if self.wanted == 1 and len(found) > 1:
+            found = [replace(found[0], members=tuple(found))]
+        return found[: self.wanted], usage
+
+    def _notes(self, found: int) -> tuple[str, ...]:
+        wanted = self.decoder.num_return
+        if found == wanted:
+            return ()
+        return (f"the search ended with {found} of {wanted} texts: no other could be continued",)
 
     @property
     def scores(self) -> list[float]:
-        return [beam.log_prob for beam in self.beams]
-
-    def best(self) -> Finished:
-        """The most likely beam, billed for all beams, the dropped ones included."""
-        beams = tuple(count for count, _ in self.ran)
-        usage = Usage(
-            tuple(Lane.of(cached, [step[i] for _, step in self.ran], beams) for i, cached in enumerate(self.cached))
-        )
-        winner = max(self.finished, key=lambda c: c.log_prob)
-        return replace(winner, cost=usage.decode_cost()), usage
+        return [beam.score for beam in self.beams]

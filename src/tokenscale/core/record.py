@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,10 +17,12 @@ from tokenscale.core.data import Candidate, RoutingStats, Trace
 from tokenscale.core.errors import ModelError
 from tokenscale.core.model import LanguageModel
 from tokenscale.core.noise import Stream
+from tokenscale.core.signals import SIGNALS, StopRule
 from tokenscale.core.step import Work, pack_experts
 from tokenscale.core.strategy import Rows
 
-NEAR_TIE = 1e-5
+if TYPE_CHECKING:
+    from tokenscale.core.constraint import Guide
 
 
 @dataclass(frozen=True)
@@ -33,23 +36,39 @@ class TokenRecord:
     rows: int
     routing: RoutingStats
     trace: tuple[float, float, float] | None
+    signals: tuple[float, ...]
 
 
 @dataclass
 class Record:
-    """A candidate while it is decoded. `limit` is the most tokens it may get."""
+    """A candidate while it is decoded. `limit` is the most tokens it may get.
+
+    The last `prefix` tokens of `prompt` are the beginning of the answer. `part` is its place in a search of
+    several parts (-1: its root), `score` what the search ranks it by, `signals` the names of what is recorded
+    per token.
+    """
 
     prompt: tuple[int, ...]
     stream: Stream
     limit: int
     stop_strings: tuple[str, ...]
+    prefix: int = 0
+    guide: Guide | None = None
+    stop_rule: StopRule | None = None
+    signals: tuple[str, ...] = ()
     tokens: list[TokenRecord] = field(default_factory=list)
     log_prob: float = 0.0
+    score: float = 0.0
+    part: int = -1
 
-    def add(self, token: TokenRecord) -> None:
-        """Appends a token; `log_prob` is their running total."""
+    def add(self, lm: LanguageModel, token: TokenRecord, score: float | None = None, part: int = 0) -> None:
+        """Appends a token; `log_prob` is their running total, and so is `score` where none is given."""
         self.tokens.append(token)
         self.log_prob += token.log_prob
+        self.score = self.log_prob if score is None else score
+        self.part = part
+        if self.guide is not None and token.token not in lm.eos_ids:
+            self.guide.advance(token.token)
 
     @property
     def token_ids(self) -> tuple[int, ...]:
@@ -66,33 +85,60 @@ class Record:
         return len(self.prompt) + len(self.tokens)
 
     def fork(self) -> Record:
-        return Record(self.prompt, self.stream, self.limit, self.stop_strings, list(self.tokens), self.log_prob)
+        """An independent copy, its guide's state included."""
+        guide = self.guide.fork() if self.guide is not None else None
+        return replace(self, guide=guide, tokens=list(self.tokens))
 
     def ending(self, lm: LanguageModel) -> str | None:
         """The finish reason, once there is one."""
+        reason = self._ending(lm)
+        if self.guide is None:
+            return reason
+        if reason is None and self.guide.over:
+            reason = "constraint"
+        return "constraint_unmet" if reason is not None and not self.guide.met else reason
+
+    def _ending(self, lm: LanguageModel) -> str | None:
         if self.last in lm.eos_ids:
             return "eos"
         if self.stop_strings and self._stopped(lm):
             return "stop_string"
+        if self.stop_rule is not None and self.stop_rule.stops(self._signal(self.stop_rule.signal)):
+            return "stop_rule"
         return "length" if len(self.tokens) >= self.limit else None
+
+    def _signal(self, name: str) -> tuple[float, ...]:
+        place = self.signals.index(name)
+        return tuple(token.signals[place] for token in self.tokens)
 
     def _stopped(self, lm: LanguageModel) -> bool:
         # A character takes at most four byte-level tokens, so this window holds any stop string that
         # the last token completes.
         window = 4 * max(len(s) for s in self.stop_strings) + 8
         tail = lm.decode([t.token for t in self.tokens[-window:]])
-        return any(s in tail for s in self.stop_strings) and cut(lm.decode(self.token_ids), self.stop_strings)[1]
+        return any(s in tail for s in self.stop_strings) and self._cut(lm, self.token_ids)[1]
+
+    def _cut(self, lm: LanguageModel, ids: Sequence[int]) -> tuple[str, bool]:
+        """Text of the prefix and of these ids up to the first stop string among them, and whether there was one."""
+        if not self.prefix:
+            return cut(lm.decode(ids), self.stop_strings)
+        before = self.prompt[len(self.prompt) - self.prefix :]
+        text, given = lm.decode([*before, *ids]), lm.decode(before)
+        # The prefix may end within a character, which the next token completes.
+        start = next((i for i, (a, b) in enumerate(zip(text, given, strict=False)) if a != b), len(given))
+        kept, stopped = cut(text[start:], self.stop_strings)
+        return text[:start] + kept, stopped
 
     def finish(self, lm: LanguageModel, reason: str) -> Candidate:
         """The candidate; its cost is its group's to fill in."""
         spoken = self.token_ids[:-1] if reason == "eos" else self.token_ids
-        text = lm.decode(spoken) if lm.tokenizer is not None else ""
         return Candidate(
-            text=cut(text, self.stop_strings)[0],
+            text=self._cut(lm, spoken)[0] if lm.tokenizer is not None else "",
             token_ids=self.token_ids,
             log_probs=tuple(t.log_prob for t in self.tokens),
             finish_reason=reason,
             stream=self.stream,
+            signals=tuple((name, self._signal(name)) for name in self.signals),
             near_ties=sum(t.near_tie for t in self.tokens),
             fallbacks=sum(t.fell_back for t in self.tokens),
             routing=sum((t.routing for t in self.tokens), RoutingStats()),
@@ -121,8 +167,11 @@ class StepRecords:
         log_probs: Float[Tensor, "beams vocab"],
         fell_back: list[bool],
         trace: bool,
+        signals: Sequence[str] = (),
     ) -> None:
         self._log_probs, self._fell_back = log_probs, fell_back
+        recorded = [SIGNALS[name](log_probs).tolist() for name in signals]
+        self._signals: list[tuple[float, ...]] = list(zip(*recorded, strict=True)) or [()] * len(log_probs)
         self._rows: list[int] = rows.valid.sum(-1).tolist()
         own = [work.experts for work, cache in zip(works, cached, strict=True) if cache.model == cached[0].model]
         self._layers = own[0].shape[1]
@@ -153,7 +202,9 @@ class StepRecords:
         log_prob = float(self._log_probs[place, token])
         if math.isnan(log_prob):
             raise ModelError("the model's logits are not numbers (NaN)", "check the weights, or use a wider dtype")
-        return TokenRecord(token, log_prob, near_tie, self._fell_back[place], self._rows[place], routing, trace)
+        return TokenRecord(
+            token, log_prob, near_tie, self._fell_back[place], self._rows[place], routing, trace, self._signals[place]
+        )
 
 
 def _any(marks: Sequence[Bool[Tensor, " beams"] | None], beams: int) -> list[bool]:

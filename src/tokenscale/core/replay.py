@@ -8,17 +8,9 @@ from __future__ import annotations
 import heapq
 from dataclasses import dataclass, field
 
-from tokenscale.core.cost import Cost, Ledger, Usage
-from tokenscale.core.data import Candidate
+from tokenscale.core.cost import Cost, Ledger
+from tokenscale.core.data import Candidate, Served
 from tokenscale.core.strategy import Asks
-
-
-@dataclass
-class Served:
-    """An ask that the backend answered (or will): `candidates` and what each of them ran."""
-
-    candidates: list[Candidate] | None = None
-    usages: list[Usage] = field(default_factory=list)
 
 
 @dataclass

@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from tokenscale.core.backend import Backend, Completion
 from tokenscale.core.context import check_ids, room
 from tokenscale.core.cost import Ledger
-from tokenscale.core.data import Ask, Candidate, Prompt, Result, RoutingStats
+from tokenscale.core.data import Ask, Candidate, Prompt, Result, RoutingStats, Served
 from tokenscale.core.errors import PipelineError
 from tokenscale.core.model import LanguageModel
 from tokenscale.core.noise import Stream, prompt_key
-from tokenscale.core.replay import Node, Served, bill
+from tokenscale.core.replay import Node, bill
+from tokenscale.core.reward import Grade, graded
 from tokenscale.core.strategy import Asks, Kind, SequenceStrategy
 
 Progress = Callable[[int, int], None]
@@ -35,28 +36,42 @@ class _Problem:
     root: Node | Served
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where an answer of the backend goes: to node `node` (of strategy `level`) of a problem."""
+
+    problem: _Problem
+    served: Served
+    node: Node | None
+    level: int
+
+
 class _Runner:
     """All problems of one call. `finished` holds those whose root has its candidates."""
 
     def __init__(self, backend: Backend, strategies: Sequence[SequenceStrategy]) -> None:
         self._backend, self._strategies = backend, strategies
-        self._waiting: dict[int, tuple[_Problem, Served, Node | None]] = {}
+        self._waiting: dict[int, _Place] = {}
+        self._grades: list[tuple[Grade, _Place]] = []
 
     @property
     def outstanding(self) -> bool:
-        return bool(self._waiting)
+        return bool(self._waiting or self._grades)
 
     def open(self, problem: _Problem, ask: Ask) -> list[_Problem]:
         """Starts a problem; returns it if it is complete without a single ask."""
         [problem.root] = self._serve(problem, ask, len(self._strategies) - 1, None)
         return [] if problem.root.candidates is None else [problem]
 
-    def _serve(self, problem: _Problem, ask: Ask, level: int, parent: Node | None) -> list[Node | Served]:
-        """What will answer an ask: strategy `level`, or the backend below the innermost."""
-        if level < 0:
-            served = Served()
-            self._waiting[self._backend.submit(ask)] = (problem, served, parent)
-            return [served]
+    def _serve(self, problem: _Problem, ask: Ask | Grade, level: int, parent: Node | None) -> list[Node | Served]:
+        """What will answer a request: strategy `level`, the backend below the innermost, or a reward model."""
+        if isinstance(ask, Grade) or level < 0 or ask.direct:
+            place = _Place(problem, Served(), parent, level + 1)
+            if isinstance(ask, Grade):
+                self._grades.append((ask, place))
+            else:
+                self._waiting[self._backend.submit(ask)] = place
+            return [place.served]
         strategy = self._strategies[level]
         # Prompting strategies hand any k on; the others answer one copy at a time.
         asks = [ask] if strategy.kind is Kind.PROMPTING or ask.k == 1 else ask.copies()
@@ -82,29 +97,43 @@ class _Runner:
                 return
             answers = _answers(node.rounds[-1])
 
-    def take(self, completion: Completion) -> list[_Problem]:
-        """Hands a completion to whoever waits for it; returns the problem if that ends it."""
-        problem, served, node = self._waiting.pop(completion.ticket)
-        served.candidates, served.usages = completion.candidates, completion.usages
-        level = 0
+    def advance(self) -> list[_Problem]:
+        """Lets the backend work a little, and has all waiting texts graded; the problems that end by it."""
+        ended = [p for completion in self._backend.tick() for p in self._take(completion)]
+        grades, self._grades = self._grades, []
+        for (_, place), served in zip(grades, graded([grade for grade, _ in grades]), strict=True):
+            ended += self._hand(place, served)
+        return ended
+
+    def _take(self, completion: Completion) -> list[_Problem]:
+        place = self._waiting.pop(completion.ticket)
+        return self._hand(place, Served(completion.candidates, completion.usages))
+
+    def _hand(self, place: _Place, served: Served) -> list[_Problem]:
+        """Gives an answer to whoever waits for it; returns the problem if that ends it."""
+        place.served.candidates, place.served.usages = served.candidates, served.usages
+        node, level = place.node, place.level
         while node is not None:
             node.missing -= 1
             if node.missing:
                 break
-            self._advance(problem, node, _answers(node.rounds[-1]), level)
+            self._advance(place.problem, node, _answers(node.rounds[-1]), level)
             if node.candidates is None:
                 break
             node, level = node.parent, level + 1
-        return [] if problem.root.candidates is None else [problem]
+        return [] if place.problem.root.candidates is None else [place.problem]
 
     def close(self) -> None:
         """Cancels what is outstanding and closes the generators that wait for it, innermost first."""
-        for ticket, (_, _, node) in self._waiting.items():
+        for ticket in self._waiting:
             self._backend.cancel(ticket)
+        for place in [*self._waiting.values(), *(place for _, place in self._grades)]:
+            node = place.node
             while node is not None:
                 node.generator.close()
                 node = node.parent
         self._waiting.clear()
+        self._grades.clear()
 
 
 def _started(strategy: SequenceStrategy, ask: Ask) -> Asks:
@@ -116,14 +145,15 @@ def _started(strategy: SequenceStrategy, ask: Ask) -> Asks:
 
 
 def _check_yielded(strategy: SequenceStrategy, asks: object) -> None:
-    if not (isinstance(asks, list) and all(isinstance(ask, Ask) for ask in asks)):
+    if not (isinstance(asks, list) and all(isinstance(ask, Ask | Grade) for ask in asks)):
         message = f"{type(strategy).__name__}.solve yielded {asks!r:.60}, which is no list of asks"
         raise PipelineError(message, "yield a list: `answers = yield [ask]`")
 
 
 def _returned(strategy: SequenceStrategy, value: object, wanted: int) -> list[Candidate]:
     found = value if isinstance(value, list) else []
-    if len(found) == wanted and all(isinstance(candidate, Candidate) for candidate in found):
+    # A beam search may find fewer texts than it was asked for, which its first candidate says.
+    if 1 <= len(found) <= wanted and all(isinstance(candidate, Candidate) for candidate in found):
         return found
     asked = f"{wanted} candidate{'s'[: wanted > 1]}"
     message = f"{type(strategy).__name__}.solve was asked for {asked}, and returned {value!r:.60}"
@@ -170,8 +200,8 @@ def run_problems(
             while asks and (backend.hungry or not runner.outstanding):
                 index, ask = asks.popleft()
                 ended += runner.open(_Problem(index, prompts[index], Served()), ask)
-            for completion in backend.advance() if runner.outstanding else ():
-                ended += runner.take(completion)
+            if runner.outstanding:
+                ended += runner.advance()
             for problem in ended:
                 results[problem.index] = result = _result(problem, Ledger(), seed)
                 tell(problem.index, result)

@@ -22,11 +22,12 @@ from tokenscale.core.errors import PipelineError
 from tokenscale.core.model import LanguageModel, State
 from tokenscale.core.noise import Stream
 from tokenscale.core.plan import RowPlan
+from tokenscale.core.reward import Grade
 from tokenscale.core.step import Work
 
 
 class Kind(Enum):
-    """Places of a stage, from the innermost to the outermost."""
+    """Places of a stage, from the innermost to the outermost; a scorer is a parameter of other stages."""
 
     PROPOSER = 0
     AGGREGATOR = 1
@@ -35,6 +36,7 @@ class Kind(Enum):
     PROMPTING = 4
     SEARCH = 5
     CHOOSING = 6
+    SCORER = 7
 
 
 ONE_PLACE = frozenset({Kind.PROPOSER, Kind.AGGREGATOR, Kind.CONSTRAINT, Kind.DECODER})
@@ -60,11 +62,16 @@ class Composable:
 class Stage(Composable, ABC):
     """One part of a pipeline: a frozen dataclass with its `kind`.
 
-    `reads_text`: it needs candidates' text or text prompts, and so a tokenizer.
+    `reads_text`: it needs candidates' text or text prompts, and so a tokenizer. `signals`: per-token
+    records that it reads (names of `core.signals.SIGNALS`).
     """
 
     kind: ClassVar[Kind]
     reads_text: ClassVar[bool] = False
+
+    @property
+    def signals(self) -> frozenset[str]:
+        return frozenset()
 
     def run(self, *arguments: Any, **options: Any) -> NoReturn:
         """Raises PipelineError: pipelines run, and one stage is soon made one."""
@@ -201,21 +208,27 @@ class TokenProposer(Stage):
 
 @dataclass(frozen=True)
 class Choice:
-    """What a decoder decides for its groups.
+    """What a decoder decides for its groups: candidates for the next token, best first.
 
-    `parents[g, w]` is the beam that new beam w continues; `tokens[g, w]` the token it takes;
-    `margin[g]` is how far, in log-probability or in the random number, the choice was from another.
+    `parents[g, i]` is the beam that candidate i continues, `tokens[g, i]` the token it takes, `scores[g, i]`
+    what it is ranked by (None: the total log-probability). Of a decoder with several parts, each has its
+    own share of the candidates, one share behind the other. `margin[g]` is how far, in log-probability or
+    in the random number, the choice was from another.
     """
 
-    parents: Int[Tensor, "group width"]
-    tokens: Int[Tensor, "group width"]
+    parents: Int[Tensor, "group candidates"]
+    tokens: Int[Tensor, "group candidates"]
     margin: Float[Tensor, " group"]
+    scores: Float[Tensor, "group candidates"] | None = None
 
 
 class Decoder(Stage):
     """Chooses tokens from aggregated log-probabilities.
 
-    `width` beams per group; 1 for greedy decoding and sampling. `random`: uses `uniforms`.
+    A group holds `width` beams (1 for greedy decoding and sampling) in `parts` of equal width that end
+    each by itself. Of a part's candidates, best first, those that end the text (end token, stop string,
+    length) are finished if they stand among the first width / parts; of the others as many go on. `random`:
+    uses `uniforms`. `num_return`: the finished candidates that one search gives.
     """
 
     kind: ClassVar[Kind] = Kind.DECODER
@@ -225,23 +238,48 @@ class Decoder(Stage):
     def width(self) -> int:
         return 1
 
+    @property
+    def parts(self) -> int:
+        return 1
+
+    @property
+    def num_return(self) -> int:
+        return 1
+
     @abstractmethod
     def choose(
         self,
         log_probs: Float[Tensor, "group width vocab"],
         scores: Float[Tensor, "group width"],
         uniforms: Float64[Tensor, " group"] | None,
+        parts: Sequence[int] = (0,),
     ) -> Choice:
-        """The next tokens. `scores` are the beams' total log-probabilities so far; `uniforms` in [0, 1)."""
+        """The next tokens. `scores` are what the beams are ranked by so far; `uniforms` in [0, 1).
+
+        `parts[w]` is the part of beam w, in ascending order; a part that has ended has no beam. The one beam
+        of a search's first step belongs to all of its parts, which is written (-1,) where there are several.
+        """
+
+    def rank(self, score: float, length: int) -> float:
+        """What finished candidates of `length` tokens are ranked by."""
+        return score
+
+    def settled(self, finished: Sequence[float], running: float, length: int, limit: int) -> bool:
+        """Whether a part may end: `finished` are its best ranks so far, at most width / parts of them.
+
+        `running` is the best score of its beams, of `length` tokens each, which may grow to `limit`.
+        """
+        return False
 
 
-Asks = Generator[list[Ask], list[list[Candidate]], list[Candidate]]
+Asks = Generator[list[Ask | Grade], list[list[Candidate]], list[Candidate]]
 
 
 class SequenceStrategy(Stage):
     """Makes candidates of candidates, for ONE problem, without ever calling a model.
 
-    `solve` yields the asks it wants next and receives their candidates, one list per ask, in order;
+    `solve` yields the asks (and requests for a reward model's scores) it wants next and receives their
+    candidates, one list per request, in order;
     it returns its own candidates, best first, as many as `ask.k`. Prompting strategies receive any
     k and pass it on; to search and choosing strategies the runner gives k = 1, and splits wider
     asks into copies with child streams. Closing the generator cancels what is outstanding.

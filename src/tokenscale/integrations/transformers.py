@@ -12,9 +12,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import EosTokenCriteria, MaxLengthCriteria, StopStringCriteria
 
+from tokenscale.core.backend import OnToken
 from tokenscale.core.data import Prompt, Result
-from tokenscale.core.decode import LogitsProcessor, OnToken
 from tokenscale.core.errors import ArgumentError, CapabilityError, at_least
+from tokenscale.core.permitted import LogitsProcessor
 from tokenscale.core.strategy import Kind, Stage
 from tokenscale.dsl import to_text
 from tokenscale.models.hf import HFModel, wrap

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from tokenscale.core.data import Ask, Candidate, Prompt
 from tokenscale.core.noise import Stream, UniformReader
+from tokenscale.core.reward import Grade
 from tokenscale.core.strategy import Kind, SequenceStrategy
 from tokenscale.testing.expect import check_stage, expect
 
@@ -28,6 +29,12 @@ def _candidate(ask: Ask) -> Candidate:
         finish_reason="eos",
         stream=ask.stream,
     )
+
+
+def graded(grade: Grade) -> list[Candidate]:
+    """The candidates with made-up scores of their steps, each a function of its text."""
+    scores = (tuple(sum(map(ord, text)) % 101 / 100 for text in steps) for steps in grade.steps)
+    return [replace(c, step_scores=s) for c, s in zip(grade.candidates, scores, strict=True)]
 
 
 def check_sequence_strategy(
@@ -62,13 +69,18 @@ def _drive(strategy: SequenceStrategy, ask: Ask, respond: Responder) -> tuple[li
         asks = next(generator)
         for _ in range(MOST_ROUNDS):
             expect(
-                isinstance(asks, list) and all(isinstance(a, Ask) for a in asks), f"{name}.solve yields lists of asks"
+                isinstance(asks, list) and all(isinstance(a, Ask | Grade) for a in asks),
+                f"{name}.solve yields lists of asks",
             )
-            made += asks
-            asks = generator.send([respond(a) for a in asks])
+            made += [a for a in asks if isinstance(a, Ask)]
+            asks = generator.send(_answers(asks, respond))
     except StopIteration as end:
         return made, end.value
     raise AssertionError(f"{name}.solve ends within {MOST_ROUNDS} rounds")
+
+
+def _answers(requests: list[Ask | Grade], respond: Responder) -> list[list[Candidate]]:
+    return [graded(r) if isinstance(r, Grade) else respond(r) for r in requests]
 
 
 def _check_streams(ask: Ask, asks: list[Ask]) -> None:
@@ -95,7 +107,7 @@ def _check_interleaving(strategy: SequenceStrategy, ask: Ask, respond: Responder
         for i, generator in list(running.items()):
             try:
                 asks = generator.send(answers[i]) if i in answers else next(generator)
-                answers[i] = [respond(a) for a in asks]
+                answers[i] = _answers(asks, respond)
             except StopIteration as end:
                 found[i] = end.value
                 del running[i]

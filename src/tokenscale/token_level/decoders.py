@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -30,6 +31,7 @@ class Greedy(Decoder):
         log_probs: Float[Tensor, "group width vocab"],
         scores: Float[Tensor, "group width"],
         uniforms: Float64[Tensor, " group"] | None,
+        parts: Sequence[int] = (0,),
     ) -> Choice:
         beam = log_probs[:, 0]
         first, second = beam.topk(2).values.unbind(-1)
@@ -87,6 +89,7 @@ class Sample(Decoder):
         log_probs: Float[Tensor, "group width vocab"],
         scores: Float[Tensor, "group width"],
         uniforms: Float64[Tensor, " group"] | None,
+        parts: Sequence[int] = (0,),
     ) -> Choice:
         assert uniforms is not None
         scaled, cut_margin = self._truncate(log_probs[:, 0].double() / self.temperature)
