@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import overload
+from typing import Any, overload
 
 from tokenscale import dsl, spec
 from tokenscale.core.backend import OnToken
@@ -14,7 +14,7 @@ from tokenscale.core.decode import LocalBackend, check_free
 from tokenscale.core.errors import ArgumentError, CapabilityError, PipelineError, at_least
 from tokenscale.core.model import LanguageModel
 from tokenscale.core.permitted import LogitsProcessor
-from tokenscale.core.run import OnResult, run_problems
+from tokenscale.core.run import OnResult, run_problems, solve_problems
 from tokenscale.core.score import set_plain
 from tokenscale.core.strategy import (
     Aggregator,
@@ -27,6 +27,7 @@ from tokenscale.core.strategy import (
     require_stage,
     set_composer,
 )
+from tokenscale.core.streaming import Event, TextStream, events
 from tokenscale.grammar import check_chance, ordered
 from tokenscale.sequence_level.answers import extract
 from tokenscale.token_level.decoders import Greedy, Sample
@@ -167,36 +168,66 @@ class Pipeline(Composable):
         Raises ArgumentError, PromptError and CapabilityError before anything is decoded.
         """
         asked = _prompts(prompts)
-        at_least("run", "seed", seed, 0)
-        at_least("run", "max_new_tokens", max_new_tokens, 1)
-        at_least("run", "batch_size", batch_size, 1)
-        stops = check_stop_strings("run", stop_strings)
-        self.check(lm)
+        options = _options("run", seed, max_new_tokens, stop_strings)
+        backend = self._backend(
+            lm, batch_size=batch_size, trace=trace, processor=processor, on_token=on_token, owner="run"
+        )
         tell = on_result or (lambda index, result: None)
-        backend = LocalBackend(
+        results = run_problems(
+            lm,
+            backend,
+            self.strategies,
+            asked,
+            progress=progress,
+            on_result=lambda index, result: tell(index, self.with_notes(result, lm)),
+            **options,
+        )
+        return [self.with_notes(result, lm) for result in results]
+
+    def stream(
+        self,
+        lm: LanguageModel,
+        prompt: Prompt | str | Chat,
+        *,
+        seed: int = 0,
+        max_new_tokens: int = 256,
+        stop_strings: Sequence[str] = (),
+        batch_size: int = 16,
+        trace: bool = False,
+        processor: LogitsProcessor | None = None,
+    ) -> Generator[Event, None, None]:
+        """Answers one prompt as `run` does, and yields what is decided as it is decided; the Result comes last.
+
+        Pieces of the answer's text where the first text is the answer (no search and no choice, one beam),
+        token by token; together they are `result.text`. Else Progress as searches end, and one Piece. Closing
+        the generator cancels what is outstanding. Costs what `run` costs, and raises what it raises, before
+        the first event.
+        """
+        asked = _prompts([prompt])
+        options = _options("stream", seed, max_new_tokens, stop_strings)
+        live = self.decoder.width == 1 and all(s.streams for s in self.strategies) and lm.tokenizer is not None
+        text = TextStream(lm, options["stop_strings"], live)
+        on_token = (lambda ticket, copy, token: text.add(token)) if live else None
+        backend = self._backend(
+            lm, batch_size=batch_size, trace=trace, processor=processor, on_token=on_token, owner="stream"
+        )
+        steps = solve_problems(lm, backend, self.strategies, asked, **options)
+        return events(steps, backend, text, lambda result: self.with_notes(result, lm))
+
+    def _backend(self, lm: LanguageModel, *, batch_size: int, owner: str, **options: Any) -> LocalBackend:
+        """What decodes this pipeline's asks, once all is checked."""
+        at_least(owner, "batch_size", batch_size, 1)
+        self.check(lm)
+        return LocalBackend(
             lm,
             self.proposer,
             self.aggregator,
             self.decoder,
             batch_size=batch_size,
             constraint=self.constraint,
-            trace=trace,
             signals=frozenset().union(*(stage.signals for stage in self.stages)),
-            processor=processor,
-            on_token=on_token,
+            **options,
         )
-        results = run_problems(
-            lm,
-            backend,
-            self.strategies,
-            asked,
-            seed=seed,
-            max_new_tokens=max_new_tokens,
-            stop_strings=stops,
-            progress=progress,
-            on_result=lambda index, result: tell(index, self.with_notes(result, lm)),
-        )
-        return [self.with_notes(result, lm) for result in results]
 
     def with_notes(self, result: Result, lm: LanguageModel) -> Result:
         """The result with the token level's notes and, where no stage chose or found an answer, the text's number."""
@@ -233,6 +264,14 @@ def _prompts(prompts: object) -> list[Prompt]:
     if isinstance(asked[0], Mapping):
         raise ArgumentError("run takes a list of prompts, got the messages of one chat", "write run(lm, [messages])")
     return [Prompt.of(prompt) for prompt in asked]
+
+
+def _options(owner: str, seed: int, max_new_tokens: int, stop_strings: Sequence[str]) -> dict[str, Any]:
+    """What decoding takes, checked."""
+    at_least(owner, "seed", seed, 0)
+    at_least(owner, "max_new_tokens", max_new_tokens, 1)
+    stops = check_stop_strings(owner, stop_strings)
+    return {"seed": seed, "max_new_tokens": max_new_tokens, "stop_strings": stops}
 
 
 def check_stop_strings(owner: str, stop_strings: object) -> tuple[str, ...]:

@@ -42,7 +42,8 @@ class LocalBackend(Backend):
     `batch_size` bounds the searches (of a sampler: the candidates) decoded at once. `constraint` is that of
     asks which name none. `processor`, where given, is applied to the aggregated log-probabilities of each
     beam (transformers' LogitsProcessorList fits). `signals` are recorded of every token. `on_token` is
-    called with (ticket, copy, token) as tokens are decided, for decoders of width 1.
+    called with (ticket, copy, token) as tokens are decided, for decoders of width 1. Counts what was decoded
+    since it was made: `tokens` (of all beams) and searches that `ended`.
     """
 
     def __init__(
@@ -72,6 +73,8 @@ class LocalBackend(Backend):
         self._groups: list[Group] = []
         self._proposals: Proposals | None = None
         self._tickets = 0
+        self.tokens = 0
+        self.ended = 0
 
     def submit(self, ask: Ask) -> int:
         prompt = (*self._lm.encode(ask.prompt), *ask.prefix_ids)
@@ -166,11 +169,13 @@ class LocalBackend(Backend):
             going = group.extend(self._lm, start, choice, records)
             start += count
             parents += going
+            self.tokens += count
             if self._on_token is not None and group.decoder.width == 1:
                 self._on_token(group.ticket, group.first, choice.tokens[0])
             if going:
                 alive.append(group)
             else:
+                self.ended += 1
                 done += self._complete(group)
         self._groups = alive
         self._keep(parents, start)

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from typing import Any
 
 from tokenscale.core.backend import Backend, Completion
 from tokenscale.core.context import check_ids, room
@@ -165,7 +167,7 @@ def _answers(parts: list[list[Node | Served]]) -> list[list[Candidate]]:
     return [[c for part in answer for c in part.candidates or ()] for answer in parts]
 
 
-def run_problems(
+def solve_problems(
     lm: LanguageModel,
     backend: Backend,
     strategies: Sequence[SequenceStrategy],
@@ -174,26 +176,19 @@ def run_problems(
     seed: int,
     max_new_tokens: int,
     stop_strings: tuple[str, ...] = (),
-    progress: Progress | None = None,
-    on_result: OnResult | None = None,
-) -> list[Result]:
-    """Answers every prompt; results in the order of the prompts.
+) -> Generator[list[tuple[int, Result]], None, None]:
+    """Answers every prompt; after each step of the backend the problems that it ended, if any, with their numbers.
 
     `strategies` go from inner to outer. A problem's stream is (seed, key), the key being the prompt's
     own or the hash of its token ids and the number of its repeat. New problems are opened while the
-    backend is hungry. As each problem ends, in whatever order, `on_result(number of its prompt, result)`
-    is called, and then `progress(done, total)`, which is called at the start too.
-    Whatever ends the call early (an error, Ctrl-C) first cancels what is outstanding.
+    backend is hungry. Whatever ends the iteration early (an error, Ctrl-C, closing it) first cancels what is
+    outstanding.
     Raises PipelineError for a strategy whose `solve` breaks its promise, by name, and
     PromptError before any decoding for a prompt that cannot be encoded or fills the context; one
     that a strategy makes too long is refused when its turn comes.
     """
     asks = deque(_asks(lm, prompts, seed, max_new_tokens, stop_strings))
-    results: list[Result | None] = [None] * len(prompts)
-    runner, done = _Runner(backend, strategies), 0
-    report = progress or (lambda done, total: None)
-    tell = on_result or (lambda index, result: None)
-    report(done, len(prompts))
+    runner = _Runner(backend, strategies)
     try:
         while asks or runner.outstanding:
             ended: list[_Problem] = []
@@ -202,13 +197,39 @@ def run_problems(
                 ended += runner.open(_Problem(index, prompts[index], Served()), ask)
             if runner.outstanding:
                 ended += runner.advance()
-            for problem in ended:
-                results[problem.index] = result = _result(problem, Ledger(), seed)
-                tell(problem.index, result)
-                done += 1
-                report(done, len(prompts))
+            yield [(problem.index, _result(problem, Ledger(), seed)) for problem in ended]
     finally:
         runner.close()
+
+
+def run_problems(
+    lm: LanguageModel,
+    backend: Backend,
+    strategies: Sequence[SequenceStrategy],
+    prompts: Sequence[Prompt],
+    *,
+    progress: Progress | None = None,
+    on_result: OnResult | None = None,
+    **options: Any,
+) -> list[Result]:
+    """The results of `solve_problems`, which takes `options`, in the order of the prompts.
+
+    As each problem ends, in whatever order, `on_result(number of its prompt, result)` is called, and then
+    `progress(done, total)`, which is called at the start too.
+    """
+    results: list[Result | None] = [None] * len(prompts)
+    report = progress or (lambda done, total: None)
+    tell = on_result or (lambda index, result: None)
+    steps = solve_problems(lm, backend, strategies, prompts, **options)
+    done = 0
+    report(done, len(prompts))
+    with closing(steps):
+        for ended in steps:
+            for index, result in ended:
+                results[index] = result
+                tell(index, result)
+                done += 1
+                report(done, len(prompts))
     return [result for result in results if result is not None]
 
 

@@ -283,7 +283,10 @@ class SequenceStrategy(Stage):
     it returns its own candidates, best first, as many as `ask.k`. Prompting strategies receive any
     k and pass it on; to search and choosing strategies the runner gives k = 1, and splits wider
     asks into copies with child streams. Closing the generator cancels what is outstanding.
+    `streams`: it makes one ask and hands its candidates on, so that their text can be shown as it comes.
     """
+
+    streams: ClassVar[bool] = False
 
     @abstractmethod
     def solve(self, ask: Ask) -> Asks:

@@ -27,6 +27,7 @@ class ChainOfThought(SequenceStrategy):
 
     kind = Kind.PROMPTING
     reads_text = True
+    streams = True
 
     trigger: str = "Let's think step by step."
     examples: str = ""
