@@ -1,4 +1,4 @@
-"""transformers models: the only file that loads checkpoints.
+"""Causal language models of transformers.
 
 A model runs its rows in one of two forms, which `supported.py` chooses: as query rows over the clean
 cache (`query_rows.py`), or as copies of transformers' own cache (`expanded.py`).
@@ -6,8 +6,7 @@ cache (`query_rows.py`), or as copies of transformers' own cache (`expanded.py`)
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,7 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging
+from transformers import AutoModelForCausalLM
 
 from tokenscale.core.data import Prompt
 from tokenscale.core.errors import ModelError
@@ -26,6 +24,7 @@ from tokenscale.core.step import Step
 from tokenscale.core.stepped import Given, Outcome
 from tokenscale.core.strategy import Aggregator, TokenProposer
 from tokenscale.models.blocks import find_blocks
+from tokenscale.models.checkpoint import read_checkpoint
 from tokenscale.models.expanded import Expanded
 from tokenscale.models.fingerprint import fingerprint
 from tokenscale.models.network import Network
@@ -33,7 +32,6 @@ from tokenscale.models.query_rows import QueryRows
 from tokenscale.models.routers import find_routers
 from tokenscale.models.scoring import score_texts
 from tokenscale.models.shape import model_shape
-from tokenscale.models.source import LOADABLE, PACKAGED, find
 from tokenscale.models.supported import (
     bill_note,
     cache_form,
@@ -63,43 +61,10 @@ def load(
     Experts run as grouped products where transformers can, on a CPU too, unless `experts_implementation`
     says otherwise. Only a hub id reaches the network. Raises ModelError for what cannot be loaded.
     """
-    source = find(path)
     given = {"revision": revision, "dtype": dtype, "device_map": device_map, "attn_implementation": attn_implementation}
     given |= {"quantization_config": quantization_config, **from_pretrained}
-    keywords = {name: value for name, value in given.items() if value is not None}
-    hint = _hint(keywords)
-    if str(path) in PACKAGED:
-        keywords.setdefault("dtype", torch.float32)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **({"revision": revision} if revision else {}))
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"the tokenizer of {str(path)!r} cannot be read: {error}", LOADABLE) from error
-    try:
-        with _no_bars():
-            model = AutoModelForCausalLM.from_pretrained(source, **keywords)
-    except OSError as error:
-        raise ModelError(f"the model {str(path)!r} cannot be loaded: {error}", LOADABLE) from error
-    except Exception as error:  # transformers raises anything for a wrong keyword: AttributeError, ImportError
-        raise ModelError(f"the model {str(path)!r} cannot be loaded: {error}", hint) from error
+    model, tokenizer = read_checkpoint(path, AutoModelForCausalLM.from_pretrained, given)
     return HFModel(model, tokenizer, str(path))
-
-
-def _hint(keywords: Mapping[str, Any]) -> str:
-    """The fix where transformers refuses what its class was given: the caller's keywords, if there are any."""
-    if not keywords:
-        return LOADABLE
-    given = ", ".join(f"{name}={value!r:.60}" for name, value in keywords.items())
-    return f"leave out or change what was given: {given} (see transformers' from_pretrained)"
-
-
-@contextmanager
-def _no_bars() -> Iterator[None]:
-    """Keeps transformers' own progress bars out of a program's output; a download shows its bar."""
-    before = logging.set_tqdm_hook(lambda _, args, keywords: logging.EmptyTqdm(*args, **keywords))
-    try:
-        yield
-    finally:
-        logging.set_tqdm_hook(before)
 
 
 def wrap(model: Any, tokenizer: Any = None) -> HFModel:

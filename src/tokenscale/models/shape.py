@@ -19,7 +19,8 @@ MXFP4_BITS = 4.25  # four bits a weight, and eight for every 32 of them
 def model_shape(model: Any, routers: Sequence[Router], windows: Sequence[int | None]) -> ModelShape:
     """The shape of a causal model; `windows[l]` is layer l's sliding window in keys, None for full attention.
 
-    Every matrix but the embedding table and lm_head is multiplied once a row; an expert's matrices only
+    What is said of lm_head goes for a sequence classifier's score as well. Every matrix but the embedding
+    table and lm_head is multiplied once a row; an expert's matrices only
     where it is chosen, and experts that cost nothing never. Where layers differ in experts, top-k or
     size of experts, `experts` and `top_k` are the largest, and an expert is their mean.
 
@@ -35,13 +36,13 @@ def model_shape(model: Any, routers: Sequence[Router], windows: Sequence[int | N
     per_key: dict[int | None, float] = {}
     for window, (flops, _) in zip(windows, sizes, strict=True):
         per_key[window] = per_key.get(window, 0.0) + flops
-    head = model.get_output_embeddings().weight
+    head = output_head(model).weight
     runs = [_run_flops(logical, router) for router in routers]
     top_k = max((router.top_k for router in routers), default=0)
     slots = sum(router.experts - router.free for router in _once(routers)) or 1
     return ModelShape(
         dense_flops=2.0 * _dense(logical, routers),
-        head_flops=2.0 * logical.get_output_embeddings().weight.numel(),
+        head_flops=2.0 * output_head(logical).weight.numel(),
         expert_flops=sum(runs) / len(runs) * top_k * len(runs) if runs else 0.0,
         attention=tuple((flops, window) for window, flops in per_key.items()),
         dense_bytes=_dense_bytes(model, routers),
@@ -52,6 +53,14 @@ def model_shape(model: Any, routers: Sequence[Router], windows: Sequence[int | N
         experts=max((router.experts for router in routers), default=0),
         top_k=top_k,
     )
+
+
+def output_head(model: Any) -> Any:
+    """lm_head, or the matrix that makes a sequence classifier's labels."""
+    head = model.get_output_embeddings()
+    if head is None:
+        head = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == model.num_labels][-1]
+    return head
 
 
 def unquantised(model: Any) -> Any:
@@ -118,7 +127,7 @@ def _paid(router: Router) -> int:
 
 def _dense(model: Any, routers: Sequence[Router]) -> int:
     """Numbers that every row is multiplied with: linear layers, routers and shared experts, each once a run."""
-    head = model.get_output_embeddings().weight
+    head = output_head(model).weight
     routed = {id(p) for router in routers for holder in expert_holders(model, router) for p in holder.parameters()}
     found: dict[int, int] = {}
     for module in model.modules():
@@ -139,7 +148,7 @@ def _multiplies(module: nn.Module) -> bool:
 def _dense_bytes(model: Any, routers: Sequence[Router]) -> float:
     """Parameters outside experts, lm_head and the input table, of which a row reads one line."""
     left_out = {id(p) for router in routers for holder in expert_holders(model, router) for p in holder.parameters()}
-    left_out |= {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
+    left_out |= {id(model.get_input_embeddings().weight), id(output_head(model).weight)}
     held = [*model.parameters(), *(model.buffers() if getattr(model, "hf_quantizer", None) else ())]
     return float(sum(p.nbytes for p in held if id(p) not in left_out))
 
