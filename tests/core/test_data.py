@@ -75,6 +75,7 @@ def test_text_goes_behind_and_before_a_prompt() -> None:
 def test_copies_of_an_ask_draw_from_child_streams() -> None:
     ask = Ask(Prompt(text="a"), Stream((0,)), 5, k=2, prefix_ids=(3,), stop_strings=("b",))
     assert ask.copies() == [replace(ask, k=1, stream=Stream((0, j))) for j in range(2)]
+    assert replace(ask, first=1).copies() == replace(ask, k=3).copies()[1:]
 
 
 @pytest.mark.parametrize("changes", [{"k": 0}, {"max_new_tokens": 0}])

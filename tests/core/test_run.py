@@ -108,12 +108,12 @@ class Nothing(SequenceStrategy):
         return [Candidate("nothing", (), (), "eos", ask.stream)]
 
 
-def recursive(ask: Ask, strategies: tuple[SequenceStrategy, ...]) -> list[Candidate]:
+def recursive(ask: Ask, strategies: tuple[SequenceStrategy, ...], root: bool = True) -> list[Candidate]:
     """What the strategies make of an ask, evaluated depth first."""
     if not strategies:
         return [candidate(one)[0] for one in ask.copies()]
     *inner, strategy = strategies
-    whole = strategy.kind is Kind.PROMPTING or ask.k == 1
+    whole = strategy.kind is Kind.PROMPTING or root
     found: list[Candidate] = []
     for one in [ask] if whole else ask.copies():
         generator, answers = strategy.solve(one), None
@@ -123,7 +123,7 @@ def recursive(ask: Ask, strategies: tuple[SequenceStrategy, ...]) -> list[Candid
             except StopIteration as end:
                 found += end.value
                 break
-            answers = [recursive(a, tuple(inner)) for a in asks]
+            answers = [recursive(a, tuple(inner), root=False) for a in asks]
     return found
 
 

@@ -111,7 +111,8 @@ class Ask:
     """Continue this, k times: the one request that strategies make and backends serve.
 
     `prefix_ids` are token ids that follow the prompt (continuing a text); the candidates' text begins with
-    theirs. Copy j of the k draws from `stream.child(j)`. `decoder` and `constraint` None mean the
+    theirs. Copy j of the k draws from `stream.child(first + j)`, so several asks can together be one wider
+    one. `decoder` and `constraint` None mean the
     pipeline's own; `free` takes the pipeline's constraint off. `max_new_tokens` bounds each copy. `stop_rule`
     ends a candidate by its signals. `direct` asks the model itself, past all strategies inside (a judge's
     question, say).
@@ -128,9 +129,11 @@ class Ask:
     free: bool = False
     stop_rule: StopRule | None = None
     direct: bool = False
+    first: int = 0
 
     def __post_init__(self) -> None:
         at_least("Ask", "k", self.k, 1)
+        at_least("Ask", "first", self.first, 0)
         at_least("Ask", "max_new_tokens", self.max_new_tokens, 1)
         if isinstance(self.stop_strings, str) or "" in self.stop_strings:
             message = f"stop_strings={self.stop_strings!r}: stop strings are a tuple of texts that are not empty"
@@ -138,7 +141,8 @@ class Ask:
 
     def copies(self) -> list[Ask]:
         """The k asks of one copy each whose candidates are this ask's candidates."""
-        return [replace(self, k=1, stream=self.stream.child(j)) for j in range(self.k)]
+        streams = [self.stream.child(self.first + j) for j in range(self.k)]
+        return [replace(self, k=1, first=0, stream=stream) for stream in streams]
 
 
 @dataclass(frozen=True)

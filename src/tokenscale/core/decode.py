@@ -94,7 +94,7 @@ class LocalBackend(Backend):
         for first in range(0, ask.k, decoder.num_return):
             record = Record(
                 prompt,
-                ask.stream.child(first // decoder.num_return),
+                ask.stream.child(ask.first + first // decoder.num_return),
                 min(ask.max_new_tokens, left),
                 ask.stop_strings,
                 prefix=len(ask.prefix_ids),

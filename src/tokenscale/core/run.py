@@ -75,8 +75,10 @@ class _Runner:
                 self._waiting[self._backend.submit(ask)] = place
             return [place.served]
         strategy = self._strategies[level]
-        # Prompting strategies hand any k on; the others answer one copy at a time.
-        asks = [ask] if strategy.kind is Kind.PROMPTING or ask.k == 1 else ask.copies()
+        # Prompting strategies hand any k on; the others answer one copy at a time, also where there is only
+        # one, so that it is the first of several.
+        whole = strategy.kind is Kind.PROMPTING or parent is None
+        asks = [ask] if whole else ask.copies()
         nodes: list[Node | Served] = []
         for one in asks:
             node = Node(_started(strategy, one), parent, one.k)

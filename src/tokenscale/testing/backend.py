@@ -77,6 +77,9 @@ def _check_independence(make: Callable[[], Backend], asks: list[Ask], together: 
     for ask, wanted in zip(asks, together, strict=True):
         [narrow] = _run(make(), [Ask(ask.prompt, ask.stream, ask.max_new_tokens, k=1)])
         expect(_tokens(narrow) == _tokens(wanted)[:1], "copy 0 of k is copy 0 of 1")
+        last = ask.k - 1
+        [later] = _run(make(), [Ask(ask.prompt, ask.stream, ask.max_new_tokens, first=last)])
+        expect(_tokens(later) == _tokens(wanted)[last:], "copy 0 from `first` on is copy `first`")
 
 
 def _check_cancelling(backend: Backend, asks: list[Ask]) -> None:

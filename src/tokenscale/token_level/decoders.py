@@ -1,4 +1,4 @@
-"""Decoders of width 1: the most likely token, and sampling."""
+"""Decoders of width 1: the most likely token (from core, where strategies ask with it too), and sampling."""
 
 from __future__ import annotations
 
@@ -8,34 +8,21 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from tokenscale.core.errors import ArgumentError, at_least, finite
+from tokenscale.core.greedy import Greedy, one_beam
 from tokenscale.core.model import LanguageModel
 from tokenscale.core.strategy import Choice, Decoder
+
+__all__ = ["Greedy", "Sample"]
 
 IMPOSSIBLE = float("-inf")
 NEVER = float("inf")
 
 Logs = Float64[Tensor, "group vocab"]
 Margin = Float64[Tensor, " group"]
-
-
-@dataclass(frozen=True)
-class Greedy(Decoder):
-    """The most likely token, of equal ones the lowest id. The margin is its lead in log-probability."""
-
-    def choose(
-        self,
-        log_probs: Float[Tensor, "group width vocab"],
-        scores: Float[Tensor, "group width"],
-        uniforms: Float64[Tensor, " group"] | None,
-        parts: Sequence[int] = (0,),
-    ) -> Choice:
-        beam = log_probs[:, 0]
-        first, second = beam.topk(2).values.unbind(-1)
-        return _one_beam(beam.argmax(-1), first - second)
 
 
 @dataclass(frozen=True)
@@ -90,6 +77,7 @@ class Sample(Decoder):
         scores: Float[Tensor, "group width"],
         uniforms: Float64[Tensor, " group"] | None,
         parts: Sequence[int] = (0,),
+        endings: int = 1,
     ) -> Choice:
         assert uniforms is not None
         scaled, cut_margin = self._truncate(log_probs[:, 0].double() / self.temperature)
@@ -102,7 +90,7 @@ class Sample(Decoder):
         start = torch.where(tokens > 0, ends.gather(-1, (tokens - 1).clamp_min(0)), 0.0)[:, 0]
         below = torch.where(start > 0, target - start, NEVER)
         above = torch.where(end < total, end - target, NEVER)
-        return _one_beam(tokens[:, 0], torch.minimum(torch.minimum(below, above), cut_margin))
+        return one_beam(tokens[:, 0], torch.minimum(torch.minimum(below, above), cut_margin))
 
     def _truncate(self, scaled: Logs) -> tuple[Logs, Margin]:
         """What may be drawn, and how far the nearest token is from being cut or let in."""
@@ -144,7 +132,3 @@ class Sample(Decoder):
 def _lead(last: Float64[Tensor, "*group"], dropped: Float64[Tensor, "*group"]) -> Float64[Tensor, "*group"]:
     """How far the last token that is kept stands above the first that is not, if that one is possible."""
     return torch.where(dropped > IMPOSSIBLE, last - dropped, NEVER)
-
-
-def _one_beam(tokens: Int[Tensor, " group"], margin: Float[Tensor, " group"]) -> Choice:
-    return Choice(torch.zeros_like(tokens)[:, None], tokens[:, None], margin)
