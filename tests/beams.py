@@ -18,7 +18,7 @@ class Beams(Decoder):
     def width(self) -> int:
         return self.w
 
-    def choose(self, log_probs: Any, scores: Any, uniforms: Any, parts: Any = (0,)) -> Choice:
+    def choose(self, log_probs: Any, scores: Any, uniforms: Any, parts: Any = (0,), endings: int = 1) -> Choice:
         vocab = log_probs.shape[-1]
         totals = (scores[..., None] + log_probs).flatten(1)
         kept = min(self.w, int((totals > float("-inf")).sum(-1).amin()))

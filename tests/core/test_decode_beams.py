@@ -63,7 +63,7 @@ class Force(Decoder):
 
     token: int
 
-    def choose(self, log_probs: Any, scores: Any, uniforms: Any, parts: Any = (0,)) -> Choice:
+    def choose(self, log_probs: Any, scores: Any, uniforms: Any, parts: Any = (0,), endings: int = 1) -> Choice:
         tokens = torch.full((len(log_probs), 1), self.token)
         return Choice(torch.zeros_like(tokens), tokens, torch.ones(len(log_probs)))
 

@@ -19,7 +19,7 @@ class FaultyDecoder(Greedy):
 
     fault: str
 
-    def choose(self, log_probs: Any, scores: Any, uniforms: Any, parts: Any = (0,)) -> Choice:
+    def choose(self, log_probs: Any, scores: Any, uniforms: Any, parts: Any = (0,), endings: int = 1) -> Choice:
         choice = super().choose(log_probs, scores, uniforms)
         if self.fault == "last of batch":
             return replace(choice, tokens=choice.tokens[-1:].expand_as(choice.tokens))

@@ -214,7 +214,8 @@ class LocalBackend(Backend):
             readers = [g.uniforms for g in groups if g.uniforms is not None]
             uniforms = read_uniforms(readers, [g.beams[0].position for g in groups])
         scores = torch.tensor([g.scores for g in groups]) if decoder.width > 1 else torch.zeros(len(groups), width)
-        return decoder.choose(log_probs.view(len(groups), width, -1), scores, uniforms, parts)
+        by_group = log_probs.view(len(groups), width, -1)
+        return decoder.choose(by_group, scores, uniforms, parts, max(1, len(self._lm.eos_ids)))
 
     def _complete(self, group: Group) -> list[Completion]:
         """Stores what a finished search found; the completion, where it was its ask's last."""

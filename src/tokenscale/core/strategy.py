@@ -234,17 +234,9 @@ class Decoder(Stage):
     kind: ClassVar[Kind] = Kind.DECODER
     random: ClassVar[bool] = False
 
-    @property
-    def width(self) -> int:
-        return 1
-
-    @property
-    def parts(self) -> int:
-        return 1
-
-    @property
-    def num_return(self) -> int:
-        return 1
+    width: int = 1
+    parts: int = 1
+    num_return: int = 1
 
     @abstractmethod
     def choose(
@@ -253,11 +245,14 @@ class Decoder(Stage):
         scores: Float[Tensor, "group width"],
         uniforms: Float64[Tensor, " group"] | None,
         parts: Sequence[int] = (0,),
+        endings: int = 1,
     ) -> Choice:
         """The next tokens. `scores` are what the beams are ranked by so far; `uniforms` in [0, 1).
 
         `parts[w]` is the part of beam w, in ascending order; a part that has ended has no beam. The one beam
         of a search's first step belongs to all of its parts, which is written (-1,) where there are several.
+        `endings` of the vocabulary's tokens end a text, so width / parts * (1 + endings) candidates of each
+        part are enough for all its beams to go on.
         """
 
     def rank(self, score: float, length: int) -> float:
