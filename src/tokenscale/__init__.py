@@ -67,7 +67,9 @@ if TYPE_CHECKING:
     from tokenscale.models.hf import wrap as wrap
     from tokenscale.models.toy import ToyModel as ToyModel
     from tokenscale.pipeline import Pipeline as Pipeline
+    from tokenscale.sequence_level.beam_search import BeamSearch as BeamSearch
     from tokenscale.sequence_level.chain_of_thought import ChainOfThought as ChainOfThought
+    from tokenscale.sequence_level.diverse_beam_search import DiverseBeamSearch as DiverseBeamSearch
     from tokenscale.sequence_level.self_consistency import SelfConsistency as SelfConsistency
     from tokenscale.token_level.adaptive_roe import AdaptiveRoE as AdaptiveRoE
     from tokenscale.token_level.aggregators import CleanAnchored as CleanAnchored
@@ -115,7 +117,9 @@ _HOMES = {
     "models.hf": "HFModel load wrap",
     "models.toy": "ToyModel",
     "pipeline": "Pipeline",
+    "sequence_level.beam_search": "BeamSearch",
     "sequence_level.chain_of_thought": "ChainOfThought",
+    "sequence_level.diverse_beam_search": "DiverseBeamSearch",
     "sequence_level.self_consistency": "SelfConsistency",
     "token_level.adaptive_roe": "AdaptiveRoE",
     "token_level.aggregators": "CleanAnchored ConfidenceWeighted ContrastRows DoLaContrast EntropyWeighted "

@@ -16,7 +16,9 @@ from types import ModuleType
 
 from tokenscale.core.errors import PipelineError, TokenscaleError, UnknownNameError, unknown
 from tokenscale.core.strategy import Kind, Stage
+from tokenscale.sequence_level.beam_search import BeamSearch
 from tokenscale.sequence_level.chain_of_thought import ChainOfThought
+from tokenscale.sequence_level.diverse_beam_search import DiverseBeamSearch
 from tokenscale.sequence_level.self_consistency import SelfConsistency
 from tokenscale.token_level import aggregators
 from tokenscale.token_level.adaptive_roe import AdaptiveRoE
@@ -52,7 +54,7 @@ BUILT_IN: Mapping[str, type[Stage]] = index(
         *(Plain, RoE, AdaptiveRoE, ExpertSample, SCMoE, MoreExperts, MCDropout, DoLa),
         *(ContrastiveDecoding, PromptEnsemble, ModelEnsemble),
         *(getattr(aggregators, name) for name in aggregators.__all__),
-        *(Greedy, Sample),
+        *(Greedy, Sample, BeamSearch, DiverseBeamSearch),
         *(ChainOfThought, SelfConsistency),
     )
 )
