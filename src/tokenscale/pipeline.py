@@ -156,6 +156,7 @@ class Pipeline(Composable):
         on_result: OnResult | None = None,
         processor: LogitsProcessor | None = None,
         on_token: OnToken | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[Result]:
         """Answers every prompt (a string, chat messages, or a Prompt); results in their order.
 
@@ -164,10 +165,11 @@ class Pipeline(Composable):
         `trace` keeps per-token records. As problems end, in whatever order, `on_result(number of the
         prompt, result)` and `progress(done, total)` are called. `processor` (transformers'
         LogitsProcessorList fits) is applied once per token, to the aggregate's log-probabilities;
-        `on_token(ask, copy, token)` is called as tokens are decided.
+        `on_token(ask, copy, token)` is called as tokens are decided. `chat_template_kwargs`, such as
+        {"enable_thinking": False}, go to the tokenizer's chat template.
         Raises ArgumentError, PromptError and CapabilityError before anything is decoded.
         """
-        asked = _prompts(prompts)
+        asked = _prompts(prompts, chat_template_kwargs)
         options = _options("run", seed, max_new_tokens, stop_strings)
         backend = self._backend(
             lm, batch_size=batch_size, trace=trace, processor=processor, on_token=on_token, owner="run"
@@ -195,6 +197,7 @@ class Pipeline(Composable):
         batch_size: int = 16,
         trace: bool = False,
         processor: LogitsProcessor | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> Generator[Event, None, None]:
         """Answers one prompt as `run` does, and yields what is decided as it is decided; the Result comes last.
 
@@ -203,10 +206,11 @@ class Pipeline(Composable):
         the generator cancels what is outstanding. Costs what `run` costs, and raises what it raises, before
         the first event.
         """
-        asked = _prompts([prompt])
+        asked = _prompts([prompt], chat_template_kwargs)
         options = _options("stream", seed, max_new_tokens, stop_strings)
+        self.check(lm)
         live = self.decoder.width == 1 and all(s.streams for s in self.strategies) and lm.tokenizer is not None
-        text = TextStream(lm, options["stop_strings"], live)
+        text = TextStream(lm, options["stop_strings"], lm.encode(asked[0]), live)
         on_token = (lambda ticket, copy, token: text.add(token)) if live else None
         backend = self._backend(
             lm, batch_size=batch_size, trace=trace, processor=processor, on_token=on_token, owner="stream"
@@ -254,7 +258,7 @@ def _flattened(stages: Iterable[object]) -> list[Stage]:
     return flat
 
 
-def _prompts(prompts: object) -> list[Prompt]:
+def _prompts(prompts: object, template_options: Mapping[str, Any] | None) -> list[Prompt]:
     if isinstance(prompts, str | Mapping | Prompt) or not isinstance(prompts, Iterable):
         shown = "a single string" if isinstance(prompts, str) else f"{prompts!r:.80}"
         raise ArgumentError(f"run takes a list of prompts, got {shown}", "write run(lm, [prompt])")
@@ -263,7 +267,8 @@ def _prompts(prompts: object) -> list[Prompt]:
         raise ArgumentError("run got an empty list of prompts", 'give at least one: run(lm, ["Q: ..."])')
     if isinstance(asked[0], Mapping):
         raise ArgumentError("run takes a list of prompts, got the messages of one chat", "write run(lm, [messages])")
-    return [Prompt.of(prompt) for prompt in asked]
+    given = [Prompt.of(prompt) for prompt in asked]
+    return [prompt.with_template_options(template_options) for prompt in given] if template_options else given
 
 
 def _options(owner: str, seed: int, max_new_tokens: int, stop_strings: Sequence[str]) -> dict[str, Any]:

@@ -137,6 +137,9 @@ class PromptSection(Section):
     chat: Literal["auto", True, False] = Field(default="auto", description="auto, true or false")
     system: Text | None = Field(default=None, description="text, or null")
     few_shot: Annotated[int, Strict(), Field(ge=0)] | None = Field(default=None, description="a whole number, or null")
+    chat_template_kwargs: dict[str, bool | int | float | str | None] = Field(
+        default={}, description="what the chat template is given, such as {enable_thinking: false}"
+    )
 
 
 class GenerationSection(Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -9,8 +10,8 @@ if TYPE_CHECKING:
 
 
 def finite_or_none(value: float) -> float | None:
-    """None for NaN, which JSON has not."""
-    return value if value == value else None
+    """None for NaN and infinities, which JSON has not."""
+    return value if math.isfinite(value) else None
 
 
 def candidate_dict(c: Candidate) -> dict[str, Any]:
@@ -23,6 +24,12 @@ def candidate_dict(c: Candidate) -> dict[str, Any]:
         "finish_reason": c.finish_reason,
         "cost": c.cost.to_dict(),
     }
+    if c.thinking:
+        row["thinking"] = c.thinking
+    if c.score is not None:
+        row["score"] = finite_or_none(c.score)
+    if c.signals:
+        row["signals"] = {name: list(values) for name, values in c.signals}
     if c.trace is not None:
         row["trace"] = {
             "entropy": list(c.trace.entropy),

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tokenscale.core.strategy import Decoder
 
 Messages = tuple[tuple[tuple[str, str], ...], ...]
+TemplateOptions = tuple[tuple[str, str | int | float | bool | None], ...]
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class Prompt:
     """What a model is asked to continue: a text, chat messages, or token ids (exactly one of them).
 
     `suffix` is text that follows token ids (a trigger added by a prompting strategy). `key`, where
-    given, is the caller's id of the problem: it names the problem's random streams.
+    given, is the caller's id of the problem: it names the problem's random streams. `template_options` are
+    what a chat's template is given besides the messages, such as (("enable_thinking", False),).
     """
 
     text: str | None = None
@@ -32,6 +34,7 @@ class Prompt:
     token_ids: tuple[int, ...] | None = None
     suffix: str = ""
     key: str | None = None
+    template_options: TemplateOptions = ()
 
     def __post_init__(self) -> None:
         given = [self.text is not None, self.messages is not None, self.token_ids is not None]
@@ -46,6 +49,10 @@ class Prompt:
         if not (isinstance(ids, tuple) and all(isinstance(i, int) and i >= 0 for i in ids)):
             message = f"token_ids must be a tuple of whole numbers from 0, got {ids!r:.80}"
             raise PromptError(message, "write Prompt(token_ids=(5, 6)), or tuple(ids)")
+        if self.template_options and self.messages is None:
+            names = ", ".join(name for name, _ in self.template_options)
+            message = f"options of a chat template ({names}), and the prompt is no chat"
+            raise PromptError(message, 'pass messages: [{"role": "user", "content": "..."}]')
         self._check_characters()
 
     def _check_characters(self) -> None:
@@ -72,6 +79,14 @@ class Prompt:
             f"a prompt is a string or a list of chat messages, got {value!r:.80}",
             'pass a string, or [{"role": "user", "content": "..."}]',
         )
+
+    def with_template_options(self, options: Mapping[str, Any]) -> Prompt:
+        """The chat with these options for its template, which replace those of the same name. Raises PromptError."""
+        for name, value in options.items():
+            if not (isinstance(name, str) and isinstance(value, str | int | float | bool | None)):
+                message = f"the option {name!r} of the chat template is {value!r:.80}"
+                raise PromptError(message, 'give names and plain values: {"enable_thinking": False}')
+        return replace(self, template_options=tuple((dict(self.template_options) | dict(options)).items()))
 
     def chat(self) -> list[dict[str, str]]:
         """The messages as the dictionaries a chat template reads; empty without messages."""
@@ -110,10 +125,11 @@ def _is_message(value: object) -> TypeGuard[Mapping[str, str]]:
 class Ask:
     """Continue this, k times: the one request that strategies make and backends serve.
 
-    `prefix_ids` are token ids that follow the prompt (continuing a text); the candidates' text begins with
-    theirs. Copy j of the k draws from `stream.child(first + j)`, so several asks can together be one wider
-    one. `decoder` and `constraint` None mean the
-    pipeline's own; `free` takes the pipeline's constraint off. `max_new_tokens` bounds each copy. `stop_rule`
+    `prefix_ids` are token ids that follow the prompt (continuing a text), and `suffix` text behind them; the
+    candidates' text begins with theirs. `pauses` end a candidate as `stop_strings` do, for whoever goes on with
+    it: they act on new text alone, while a stop string may begin in the prefix. Copy j of the k draws from
+    `stream.child(first + j)`, so several asks can together be one wider one. `decoder` and `constraint` None
+    mean the pipeline's own; `free` takes the pipeline's constraint off. `max_new_tokens` bounds each copy. `stop_rule`
     ends a candidate by its signals. `direct` asks the model itself, past all strategies inside (a judge's
     question, say).
     """
@@ -123,8 +139,10 @@ class Ask:
     max_new_tokens: int
     k: int = 1
     prefix_ids: tuple[int, ...] = ()
+    suffix: str = ""
     decoder: Decoder | None = None
     stop_strings: tuple[str, ...] = ()
+    pauses: tuple[str, ...] = ()
     constraint: Constraint | None = None
     free: bool = False
     stop_rule: StopRule | None = None
@@ -135,9 +153,10 @@ class Ask:
         at_least("Ask", "k", self.k, 1)
         at_least("Ask", "first", self.first, 0)
         at_least("Ask", "max_new_tokens", self.max_new_tokens, 1)
-        if isinstance(self.stop_strings, str) or "" in self.stop_strings:
-            message = f"stop_strings={self.stop_strings!r}: stop strings are a tuple of texts that are not empty"
-            raise ArgumentError(message, 'write stop_strings=("\\n",)')
+        for name, texts in (("stop_strings", self.stop_strings), ("pauses", self.pauses)):
+            if isinstance(texts, str) or "" in texts:
+                message = f"{name}={texts!r}: {name.replace('_', ' ')} are a tuple of texts that are not empty"
+                raise ArgumentError(message, f'write {name}=("\\\\n",)')
 
     def copies(self) -> list[Ask]:
         """The k asks of one copy each whose candidates are this ask's candidates."""
@@ -207,9 +226,11 @@ class Candidate:
     `text` ends before the stop string or end token that ended it; `token_ids` are all ids that were
     generated, that ending included. `log_probs[i]` is the natural log-probability of token i under
     the aggregated distribution, before temperature and truncation. `finish_reason` is one of
-    "eos", "stop_string", "length", "constraint" (it is met, and nothing may follow), "constraint_unmet" (no
-    token may follow, or the length is reached, and it is not met), "stop_rule". `thinking` is the text inside
-    think tags, which `text` leaves out. `score` is what a search or a scorer ranked it by, `step_scores` a
+    "eos", "stop_string", "pause", "length", "constraint" (it is met, and nothing may follow), "constraint_unmet" (no
+    token may follow, or the length is reached, and it is not met), "stop_rule". `stopped_by` is the stop string or
+    pause that ended it. Its last `ending` tokens go beyond the text: the end token, or those that the stop string
+    stands in, whose characters before it are `rest`. `suffix_ids` are the ids of the ask's suffix.
+    `thinking` is the text inside think tags, which `text` leaves out. `score` is what a search or a scorer ranked it by, `step_scores` a
     reward model's scores of its steps, `signals` the per-token records that were asked for, by name, one
     entry a token. `near_ties` counts tokens whose choice another
     order of floating-point sums could have flipped (margin below 1e-5), `fallbacks` those whose rows
@@ -223,6 +244,10 @@ class Candidate:
     log_probs: tuple[float, ...]
     finish_reason: str
     stream: Stream
+    stopped_by: str = ""
+    ending: int = 0
+    rest: str = ""
+    suffix_ids: tuple[int, ...] = ()
     cost: Cost = field(default_factory=Cost)
     answer: str | None = None
     thinking: str = ""

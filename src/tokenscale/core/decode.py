@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from tokenscale.core.backend import Backend, Completion, OnToken
-from tokenscale.core.constraint import Constraint
+from tokenscale.core.constraint import Constraint, Guide
 from tokenscale.core.context import room
 from tokenscale.core.cost import Usage
-from tokenscale.core.data import Ask, Candidate
+from tokenscale.core.data import Ask, Candidate, Prompt
 from tokenscale.core.errors import ArgumentError, CapabilityError, PipelineError, at_least
 from tokenscale.core.group import Group, Ranked
 from tokenscale.core.model import LanguageModel
@@ -70,6 +70,7 @@ class LocalBackend(Backend):
         self._permitted = Permitted(lm, processor)
         self._queue: deque[Group] = deque()
         self._asks: dict[int, _Waiting] = {}
+        self._ready: list[Completion] = []
         self._groups: list[Group] = []
         self._proposals: Proposals | None = None
         self._tickets = 0
@@ -77,28 +78,25 @@ class LocalBackend(Backend):
         self.ended = 0
 
     def submit(self, ask: Ask) -> int:
-        prompt = (*self._lm.encode(ask.prompt), *ask.prefix_ids)
-        left = room(self._lm, len(prompt))
-        if ask.stop_strings and self._lm.tokenizer is None:
-            raise CapabilityError("stop strings need a tokenizer", "pass tokenizer=..., or drop stop_strings")
-        decoder = ask.decoder or self._decoder
-        self._proposer.fits(self._aggregator, decoder)
-        constraint = ask.constraint if ask.constraint is not None or ask.free else self._constraint
-        if constraint is not None:
-            check_free(self._proposer, "constraints")
-        if ask.stop_rule is not None and ask.stop_rule.signal not in self._signals:
-            message = f"{ask.stop_rule!r:.80} reads {ask.stop_rule.signal}, which is not recorded"
-            raise ArgumentError(message, "name it in the `signals` of the stage that asks")
+        decoder, constraint = self._checked(ask)
+        asked = self._lm.encode(ask.prompt)
+        answer, suffix = self._begun(ask, asked)
         ticket, self._tickets = self._tickets, self._tickets + 1
+        left = room(self._lm, len(asked)) - len(answer)
+        if left < 1:
+            self._ready.append(Completion(ticket, self._full(ask, asked, answer, suffix), []))
+            return ticket
         groups = []
         for first in range(0, ask.k, decoder.num_return):
             record = Record(
-                prompt,
+                (*asked, *answer),
                 ask.stream.child(ask.first + first // decoder.num_return),
                 min(ask.max_new_tokens, left),
                 ask.stop_strings,
-                prefix=len(ask.prefix_ids),
-                guide=constraint.start(self._lm) if constraint is not None else None,
+                ask.pauses,
+                prefix=len(answer),
+                suffix=len(suffix),
+                guide=_guide(constraint, self._lm, answer),
                 stop_rule=ask.stop_rule,
                 signals=self._signals,
             )
@@ -110,7 +108,38 @@ class LocalBackend(Backend):
         self._asks[ticket] = _Waiting(len(groups))
         return ticket
 
+    def _checked(self, ask: Ask) -> tuple[Decoder, Constraint | None]:
+        """The decoder and the constraint of an ask that can be served."""
+        if (ask.stop_strings or ask.pauses) and self._lm.tokenizer is None:
+            raise CapabilityError("stop strings need a tokenizer", "pass tokenizer=..., or drop stop_strings")
+        decoder = ask.decoder or self._decoder
+        self._proposer.fits(self._aggregator, decoder)
+        constraint = ask.constraint if ask.constraint is not None or ask.free else self._constraint
+        if constraint is not None:
+            check_free(self._proposer, "constraints")
+        if ask.stop_rule is not None and ask.stop_rule.signal not in self._signals:
+            message = f"{ask.stop_rule!r:.80} reads {ask.stop_rule.signal}, which is not recorded"
+            raise ArgumentError(message, "name it in the `signals` of the stage that asks")
+        return decoder, constraint
+
+    def _begun(self, ask: Ask, asked: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The token ids that the answer begins with, and those of them that are the ask's suffix."""
+        if not ask.suffix:
+            return ask.prefix_ids, ()
+        before = (*asked, *ask.prefix_ids)
+        suffix = self._lm.encode(Prompt(token_ids=before, suffix=ask.suffix))[len(before) :]
+        return (*ask.prefix_ids, *suffix), suffix
+
+    def _full(
+        self, ask: Ask, asked: tuple[int, ...], answer: tuple[int, ...], suffix: tuple[int, ...]
+    ) -> list[Candidate]:
+        """The candidates of an ask whose beginning fills the context: no token follows it."""
+        thinking, text = self._lm.read(asked, answer) if self._lm.tokenizer is not None else ("", "")
+        empty = Candidate(text, (), (), "length", ask.stream, thinking=thinking, suffix_ids=suffix)
+        return [replace(empty, stream=one.stream) for one in ask.copies()]
+
     def cancel(self, ticket: int) -> None:
+        self._ready = [completion for completion in self._ready if completion.ticket != ticket]
         if self._asks.pop(ticket, None) is None:
             return
         self._queue = deque(g for g in self._queue if g.ticket != ticket)
@@ -128,11 +157,14 @@ class LocalBackend(Backend):
 
     def advance(self) -> list[Completion]:
         done: list[Completion] = []
-        while not done and (self._groups or self._queue):
+        while not done and (self._groups or self._queue or self._ready):
             done = self.tick()
         return done
 
     def tick(self) -> list[Completion]:
+        if self._ready:
+            ready, self._ready = self._ready, []
+            return ready
         if not (self._groups or self._queue):
             return []
         self._admit()
@@ -233,6 +265,16 @@ class LocalBackend(Backend):
             self._proposals = None
         elif self._proposals is not None and places != list(range(beams)):
             self._proposals = self._proposals.select(places)
+
+
+def _guide(constraint: Constraint | None, lm: LanguageModel, answer: tuple[int, ...]) -> Guide | None:
+    """A guide for an answer that begins with these tokens."""
+    if constraint is None:
+        return None
+    guide = constraint.start(lm)
+    for token in answer:
+        guide.advance(token)
+    return guide
 
 
 def check_free(proposer: TokenProposer, what: str) -> None:

@@ -13,6 +13,7 @@ from tokenscale.core.cost import ModelShape, Prefill
 from tokenscale.core.data import Prompt
 from tokenscale.core.plan import PLAIN, Routing, RowPlan
 from tokenscale.core.step import Step
+from tokenscale.core.thinking import ends_open, split
 
 if TYPE_CHECKING:
     from tokenscale.core.score import Score, Text
@@ -76,6 +77,7 @@ class LanguageModel(ABC):
     bill_note: str = ""
     tokenizer: Any
     sampling_defaults: Mapping[str, float]
+    think_tags: tuple[tuple[str, str], ...] = ()
 
     @abstractmethod
     def encode(self, prompt: Prompt) -> tuple[int, ...]:
@@ -87,6 +89,11 @@ class LanguageModel(ABC):
     @abstractmethod
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of generated ids, special tokens left out. Raises CapabilityError without a tokenizer."""
+
+    def read(self, prompt: Sequence[int], token_ids: Sequence[int]) -> tuple[str, str]:
+        """(thinking, text) of ids generated behind a prompt: what stands inside `think_tags`, and the rest."""
+        opened = ends_open(self.decode(prompt), self.think_tags)
+        return split(self.decode(token_ids), self.think_tags, opened)
 
     @abstractmethod
     def prefill(self, prompts: Sequence[Sequence[int]], routing: Sequence[Routing] | None = None) -> State:

@@ -43,7 +43,8 @@ class TokenRecord:
 class Record:
     """A candidate while it is decoded. `limit` is the most tokens it may get.
 
-    The last `prefix` tokens of `prompt` are the beginning of the answer. `part` is its place in a search of
+    The last `prefix` tokens of `prompt` are the beginning of the answer, the last `suffix` of those the ask's
+    suffix. `part` is its place in a search of
     several parts (-1: its root), `score` what the search ranks it by, `signals` the names of what is recorded
     per token.
     """
@@ -52,7 +53,9 @@ class Record:
     stream: Stream
     limit: int
     stop_strings: tuple[str, ...]
+    pauses: tuple[str, ...] = ()
     prefix: int = 0
+    suffix: int = 0
     guide: Guide | None = None
     stop_rule: StopRule | None = None
     signals: tuple[str, ...] = ()
@@ -101,8 +104,8 @@ class Record:
     def _ending(self, lm: LanguageModel) -> str | None:
         if self.last in lm.eos_ids:
             return "eos"
-        if self.stop_strings and self._stopped(lm):
-            return "stop_string"
+        if self._ends and (stop := self._stopped(lm)):
+            return "stop_string" if stop in self.stop_strings else "pause"
         if self.stop_rule is not None and self.stop_rule.stops(self._signal(self.stop_rule.signal)):
             return "stop_rule"
         return "length" if len(self.tokens) >= self.limit else None
@@ -111,29 +114,72 @@ class Record:
         place = self.signals.index(name)
         return tuple(token.signals[place] for token in self.tokens)
 
-    def _stopped(self, lm: LanguageModel) -> bool:
+    @property
+    def _ends(self) -> tuple[str, ...]:
+        """What may end it here: where nothing may follow, there is nothing to pause for."""
+        return self.stop_strings + (self.pauses if len(self.tokens) < self.limit else ())
+
+    @property
+    def _before(self) -> tuple[int, ...]:
+        """The tokens that the answer begins with."""
+        return self.prompt[len(self.prompt) - self.prefix :]
+
+    def _stopped(self, lm: LanguageModel) -> str:
         # A character takes at most four byte-level tokens, so this window holds any stop string that
         # the last token completes.
-        window = 4 * max(len(s) for s in self.stop_strings) + 8
-        tail = lm.decode([t.token for t in self.tokens[-window:]])
-        return any(s in tail for s in self.stop_strings) and self._cut(lm, self.token_ids)[1]
+        window = 4 * max(map(len, self._ends)) + 8
+        tail = lm.decode([*self._before[-window:], *(t.token for t in self.tokens[-window:])][-window:])
+        return self._cut(lm, self.token_ids)[1] if any(s in tail for s in self._ends) else ""
 
-    def _cut(self, lm: LanguageModel, ids: Sequence[int]) -> tuple[str, bool]:
-        """Text of the prefix and of these ids up to the first stop string among them, and whether there was one."""
-        if not self.prefix:
-            return cut(lm.decode(ids), self.stop_strings)
-        before = self.prompt[len(self.prompt) - self.prefix :]
-        text, given = lm.decode([*before, *ids]), lm.decode(before)
-        # The prefix may end within a character, which the next token completes.
-        start = next((i for i, (a, b) in enumerate(zip(text, given, strict=False)) if a != b), len(given))
-        kept, stopped = cut(text[start:], self.stop_strings)
-        return text[:start] + kept, stopped
+    def _cut(self, lm: LanguageModel, ids: Sequence[int]) -> tuple[str, str]:
+        """All text of the prefix and of these ids up to the first of its ends, and that end (empty: there is none)."""
+        text, start = lm.decode([*self._before, *ids]), 0
+        if self.prefix:
+            # The prefix may end within a character, which the next token completes.
+            given = lm.decode(self._before)
+            start = next((i for i, (a, b) in enumerate(zip(text, given, strict=False)) if a != b), len(given))
+        found = [(text.find(s, max(0, start - len(s) + 1)), s) for s in self.stop_strings]
+        found += [(text.find(s, start), s) for s in self._ends[len(self.stop_strings) :]]
+        place, end = min(((p, s) for p, s in found if p >= 0), key=lambda one: one[0], default=(len(text), ""))
+        return text[:place], end
+
+    def _read(self, lm: LanguageModel, ids: Sequence[int], whole: str, end: str) -> tuple[str, str]:
+        """(thinking, text) of the prefix and of these ids, both before what ended them."""
+        if not lm.think_tags:
+            return "", whole
+        asked = self.prompt[: len(self.prompt) - self.prefix]
+        thinking, text = lm.read(asked, [*self._before, *ids])
+        if not end:
+            return thinking, text
+        # It ended the candidate, so it is the last of its kind, in one of the two parts; a tag is in neither.
+        in_text, in_thinking = text.rfind(end), thinking.rfind(end)
+        if in_text >= 0:
+            return thinking, text[:in_text]
+        return (thinking[:in_thinking] if in_thinking >= 0 else thinking), text
+
+    def _beyond(self, lm: LanguageModel, whole: str, end: str) -> tuple[int, str]:
+        """How many of the last tokens go beyond the text, and the text that they begin with."""
+        if not end:
+            return int(self.last in lm.eos_ids), ""
+        for count in range(1, len(self.tokens) + 1):
+            head = lm.decode([*self._before, *self.token_ids[:-count]])
+            if whole.startswith(head):
+                return count, whole[len(head) :]
+        return len(self.tokens), ""
 
     def finish(self, lm: LanguageModel, reason: str) -> Candidate:
         """The candidate; its cost is its group's to fill in."""
         spoken = self.token_ids[:-1] if reason == "eos" else self.token_ids
+        whole, end = self._cut(lm, spoken) if lm.tokenizer is not None else ("", "")
+        thinking, text = self._read(lm, spoken, whole, end) if lm.tokenizer is not None else ("", "")
+        ending, rest = self._beyond(lm, whole, end)
         return Candidate(
-            text=self._cut(lm, spoken)[0] if lm.tokenizer is not None else "",
+            text=text,
+            thinking=thinking,
+            stopped_by=end,
+            ending=ending,
+            rest=rest,
+            suffix_ids=self.prompt[len(self.prompt) - self.suffix :],
             token_ids=self.token_ids,
             log_probs=tuple(t.log_prob for t in self.tokens),
             finish_reason=reason,
@@ -219,12 +265,6 @@ def _ran(part: tuple[list[int], list[int], list[int], Packed], start: int, end: 
         return Ran(rows[start], heads[start], runs[start], experts[start])
     union = np.bitwise_or.reduce(experts[start:end])
     return Ran(sum(rows[start:end]), sum(heads[start:end]), sum(runs[start:end]), union)
-
-
-def cut(text: str, stop_strings: Sequence[str]) -> tuple[str, bool]:
-    """The text before the first stop string in it, and whether there was one."""
-    ends = [place for s in stop_strings if (place := text.find(s)) >= 0]
-    return (text[: min(ends)], True) if ends else (text, False)
 
 
 def entropy_and_disagreement(

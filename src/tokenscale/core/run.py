@@ -190,6 +190,16 @@ def solve_problems(
     that a strategy makes too long is refused when its turn comes.
     """
     asks = deque(_asks(lm, prompts, seed, max_new_tokens, stop_strings))
+    return _solve(backend, strategies, prompts, asks, seed)
+
+
+def _solve(
+    backend: Backend,
+    strategies: Sequence[SequenceStrategy],
+    prompts: Sequence[Prompt],
+    asks: deque[tuple[int, Ask]],
+    seed: int,
+) -> Generator[list[tuple[int, Result]], None, None]:
     runner = _Runner(backend, strategies)
     try:
         while asks or runner.outstanding:

@@ -34,12 +34,17 @@ Event = Piece | Progress | Result
 class TextStream:
     """Pieces of a text whose tokens come one by one; together they are the text that the candidate gets.
 
-    Held back are half characters, and an end that a stop string may begin with. Costs the decoding of the
-    tokens since the last whole piece. One that is not `live` gets no tokens, and is shown at the end.
+    Held back are thoughts, half characters, and an end that a stop string or a think tag may begin with (an
+    end of thoughts whose beginning was nowhere takes back what was shown: the result has the last word).
+    Costs the decoding of the tokens since the last whole piece; of a model with think tags, of all tokens.
+    One that is not `live` gets no tokens, and is shown at the end. `prompt` are the ids of what is continued.
     """
 
-    def __init__(self, lm: LanguageModel, stop_strings: Sequence[str], live: bool = True) -> None:
-        self._lm, self._stops, self.live = lm, tuple(stop_strings), live
+    def __init__(
+        self, lm: LanguageModel, stop_strings: Sequence[str], prompt: Sequence[int] = (), live: bool = True
+    ) -> None:
+        self._lm, self._stops, self._prompt, self.live = lm, tuple(stop_strings), prompt, live
+        self._begun = (*self._stops, *(tag for pair in lm.think_tags for tag in pair))
         self._ids: list[int] = []
         self._from, self._read = 0, 0
         self._text = ""
@@ -50,6 +55,9 @@ class TextStream:
         if token in self._lm.eos_ids:
             return
         self._ids.append(token)
+        if self._lm.think_tags:
+            self._text = self._lm.read(self._prompt, self._ids)[1].rstrip(BROKEN)
+            return
         # Tokens are decoded behind those of the piece before, since a tokenizer may join or drop blanks.
         before = self._lm.decode(self._ids[self._from : self._read])
         text = self._lm.decode(self._ids[self._from :])
@@ -68,13 +76,14 @@ class TextStream:
         return text[start:]
 
     def _safe(self) -> int:
-        """The length of the text that no stop string, begun or whole, can cut."""
+        """The length of the text that no stop string or tag, begun or whole, can cut."""
         text = self._text
         held = 0
         for stop in self._stops:
             if (place := text.find(stop)) >= 0:
                 held = max(held, len(text) - place)
-            begun = (n for n in range(min(len(stop), len(text)), 0, -1) if text.endswith(stop[:n]))
+        for mark in self._begun:
+            begun = (n for n in range(min(len(mark), len(text)), 0, -1) if text.endswith(mark[:n]))
             held = max(held, next(begun, 0))
         return len(text) - held
 

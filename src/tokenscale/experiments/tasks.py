@@ -128,7 +128,8 @@ def prompts(task: Task, problems: Sequence[Problem], how: PromptSection, lm: Lan
     chat = how.chat is True or (how.chat == "auto" and bool(getattr(lm.tokenizer, "chat_template", None)))
     examples = draw(task, "validation", how.few_shot or 0)
     build = _chat if chat else _plain
-    return [build(task, problem, examples, how.system) for problem in problems]
+    made = [build(task, problem, examples, how.system) for problem in problems]
+    return [p.with_template_options(how.chat_template_kwargs) for p in made] if how.chat_template_kwargs else made
 
 
 def _plain(task: Task, problem: Problem, examples: Sequence[Problem], system: str | None) -> Prompt:

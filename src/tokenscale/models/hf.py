@@ -40,7 +40,7 @@ from tokenscale.models.supported import (
     missing,
     refuse_hidden_experts,
 )
-from tokenscale.models.text import decode, encode
+from tokenscale.models.text import Reader, checked_tags, decode, encode
 
 PREFILL_TOKENS = 8192  # tokens, padding included, of one prefill forward
 
@@ -53,27 +53,30 @@ def load(
     device_map: Any = None,
     attn_implementation: str | None = None,
     quantization_config: Any = None,
+    think_tags: Sequence[tuple[str, str]] | None = None,
     **from_pretrained: Any,
 ) -> HFModel:
     """A causal language model and its tokenizer, from "demo" or another packaged name, a folder or a hub id.
 
     Keywords are those of transformers' `from_pretrained`. The packaged models compute in float32.
     Experts run as grouped products where transformers can, on a CPU too, unless `experts_implementation`
-    says otherwise. Only a hub id reaches the network. Raises ModelError for what cannot be loaded.
+    says otherwise. `think_tags` are the pairs of texts between which the model thinks, such as
+    [("<think>", "</think>")]; None: those that its tokenizer shows (`core.thinking.tags_of`). Only a hub id
+    reaches the network. Raises ModelError for what cannot be loaded.
     """
     given = {"revision": revision, "dtype": dtype, "device_map": device_map, "attn_implementation": attn_implementation}
     given |= {"quantization_config": quantization_config, **from_pretrained}
     model, tokenizer = read_checkpoint(path, AutoModelForCausalLM.from_pretrained, given)
-    return HFModel(model, tokenizer, str(path))
+    return HFModel(model, tokenizer, str(path), think_tags)
 
 
-def wrap(model: Any, tokenizer: Any = None) -> HFModel:
+def wrap(model: Any, tokenizer: Any = None, think_tags: Sequence[tuple[str, str]] | None = None) -> HFModel:
     """What `load` returns, for a transformers model in memory, which is left as it is.
 
     Without a tokenizer only prompts of token ids run, and nothing reads text. Raises ModelError for a
     model that is not causal or is in training mode.
     """
-    return HFModel(model, tokenizer, getattr(model, "name_or_path", "") or type(model).__name__)
+    return HFModel(model, tokenizer, getattr(model, "name_or_path", "") or type(model).__name__, think_tags)
 
 
 class HFModel(LanguageModel):
@@ -83,7 +86,9 @@ class HFModel(LanguageModel):
     `cache_form_reason` why.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, name: str) -> None:
+    def __init__(
+        self, model: Any, tokenizer: Any, name: str, think_tags: Sequence[tuple[str, str]] | None = None
+    ) -> None:
         if getattr(model, "get_output_embeddings", lambda: None)() is None:
             raise ModelError(f"{type(model).__name__} has no lm_head, so it is no causal model", "load it with LM head")
         if model.training:
@@ -107,6 +112,8 @@ class HFModel(LanguageModel):
         self.vocab_size = model.get_output_embeddings().weight.shape[0]
         self._read_generation_config(model.generation_config)
         self.fingerprint = fingerprint(model, tokenizer)
+        self.think_tags = checked_tags(tokenizer, think_tags)
+        self._reader = Reader(tokenizer, self.think_tags)
 
     def _read_generation_config(self, generation: Any) -> None:
         ends = generation.eos_token_id
@@ -129,6 +136,9 @@ class HFModel(LanguageModel):
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return decode(self.tokenizer, token_ids, self.name)
+
+    def read(self, prompt: Sequence[int], token_ids: Sequence[int]) -> tuple[str, str]:
+        return self._reader.read(prompt, token_ids) if self.think_tags else super().read(prompt, token_ids)
 
     @torch.no_grad()
     def prefill(self, prompts: Sequence[Sequence[int]], routing: Sequence[Routing] | None = None) -> State:
