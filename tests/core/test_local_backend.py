@@ -88,7 +88,7 @@ def test_bad_asks_are_refused_when_submitted(lm: ToyModel) -> None:
     backend = LocalBackend(lm, Plain(), MeanProbability(), Greedy(), batch_size=2)
     message = "the prompt has 24 tokens, and the context of toy holds 24\n  fix: shorten the prompt"
     with pytest.raises(PromptError, match=message):
-        backend.submit(ask((1,) * 20, prefix_ids=(2,) * 4))
+        backend.submit(ask((1,) * 24, prefix_ids=(2,) * 4))
     assert backend.advance() == []
     bare = ToyModel(with_tokenizer=False)
     backend = LocalBackend(bare, Plain(), MeanProbability(), Greedy(), batch_size=2)

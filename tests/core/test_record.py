@@ -13,7 +13,7 @@ from scipy.special import entr, log_softmax, softmax
 
 from tokenscale.core.data import RoutingStats, Trace
 from tokenscale.core.noise import Stream
-from tokenscale.core.record import Record, TokenRecord, cut, entropy_and_disagreement
+from tokenscale.core.record import Record, TokenRecord, entropy_and_disagreement
 from tokenscale.core.strategy import Rows
 from tokenscale.models.toy import ToyModel
 
@@ -114,10 +114,11 @@ def test_without_traces_there_is_no_trace() -> None:
     assert plain.finish(LM, "length").trace is None
 
 
-def test_cut_stops_at_the_first_of_all() -> None:
-    assert cut("one two", ("two", "ne")) == ("o", True)
-    assert cut("one two", ("three",)) == ("one two", False)
-    assert cut("one", ()) == ("one", False)
+def test_a_text_is_cut_at_the_first_stop_string_of_all() -> None:
+    cut = record([1, 2, 3], ("c", "ab")).finish(LM, "stop_string")
+    assert (cut.text, cut.stopped_by) == ("", "ab")
+    whole = record([1, 2, 3], ("d",)).finish(LM, "length")
+    assert (whole.text, whole.stopped_by) == ("abc", "")
 
 
 def test_entropy_and_disagreement_equal_scipy_and_ignore_padding() -> None:

@@ -230,9 +230,9 @@ class Candidate:
     token may follow, or the length is reached, and it is not met), "stop_rule". `stopped_by` is the stop string or
     pause that ended it. Its last `ending` tokens go beyond the text: the end token, or those that the stop string
     stands in, whose characters before it are `rest`. `suffix_ids` are the ids of the ask's suffix.
-    `thinking` is the text inside think tags, which `text` leaves out. `score` is what a search or a scorer ranked it by, `step_scores` a
-    reward model's scores of its steps, `signals` the per-token records that were asked for, by name, one
-    entry a token. `near_ties` counts tokens whose choice another
+    `thinking` is the text inside think tags, which `text` leaves out. `score` is what a search or a scorer
+    ranked it by, `step_scores` a reward model's scores of its steps, `signals` the per-token records that were
+    asked for, by name, one entry a token. `near_ties` counts tokens whose choice another
     order of floating-point sums could have flipped (margin below 1e-5), `fallbacks` those whose rows
     allowed no common token, so that the aggregator used the first row. `cost` is what this
     candidate alone cost to decode; a chosen candidate's `members` are all it was chosen from, `votes`
