@@ -97,7 +97,9 @@ def test_a_text_is_cut_at_its_tags(
 
 words = st.text("ab1 ", min_size=1, max_size=3).map(str.strip).filter(bool)
 thoughts = st.recursive(
-    words, lambda inner: st.lists(inner.map(lambda t: f"<think>{t}</think>") | words, min_size=1).map("".join)
+    words,
+    lambda inner: st.lists(inner.map(lambda t: f"<think>{t}</think>") | words, min_size=1, max_size=3).map("".join),
+    max_leaves=6,
 )
 
 
