@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import processors
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AutoModelForSequenceClassification,
@@ -142,6 +143,19 @@ def test_characters_of_several_tokens_and_empty_steps(tokenizer: Any) -> None:
     before = len(tokenizer(PROMPT.text)["input_ids"])
     assert encoded.ends == (before - 1, before + 4, before + 4, before + 5)
     assert reward._encode(Prompt.of(""), ("", "7"))[0].ends == (0, 0)
+
+
+def test_the_first_token_is_not_doubled(tokenizer: Any) -> None:
+    first = AutoTokenizer.from_pretrained(CHECKPOINTS / "demo")
+    begin = first.bos_token_id
+    first.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        "<|endoftext|> $A", special_tokens=[("<|endoftext|>", begin)]
+    )
+    reward = HFRewardModel(llama(), first, "r")
+    [plain], [made] = (reward._encode(Prompt.of(text), ("5,", "7")) for text in ("A:", "<|endoftext|>A:"))
+    assert plain == made
+    assert plain.ids[0] == begin != plain.ids[1]
+    assert plain.ends == (len(plain.ids) - 2, len(plain.ids) - 1)
 
 
 def test_steps_in_a_model_that_is_not_causal_are_texts_of_their_own(tokenizer: Any) -> None:

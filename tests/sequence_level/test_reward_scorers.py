@@ -132,7 +132,7 @@ class Lengths(RewardModel):
     def _grade(self, prompt: Prompt, steps: tuple[str, ...]) -> Graded:
         nothing = pack_experts(no_experts(1, self.lm.shape))
         ids = self.lm.encode(prompt.append("".join(steps)))
-        cached = Cached(self.fingerprint, self.lm.shape, ids, Prefill(nothing[0], 0))
+        cached = Cached(self.fingerprint, self.lm.shape, ids, Prefill(nothing[0], 0), source="its own")
         usage = Usage((Lane(cached, (1,), (1,), (0,), nothing, (0,)),))
         return Graded(tuple(float(len("".join(steps[: i + 1]))) for i in range(len(steps))), usage)
 

@@ -41,14 +41,18 @@ def encode_graded(tokenizer: Any, prompt: Prompt, steps: Sequence[str], name: st
         message = f"{name} has a slow tokenizer, which does not say where a step ends"
         raise CapabilityError(message, "grade whole answers (RewardModelScorer), or use a fast tokenizer")
     found = tokenizer(text, add_special_tokens=not chat, return_offsets_mapping=several, **QUIET)
-    ids = tuple(found["input_ids"])
+    ids, begin = tuple(found["input_ids"]), getattr(tokenizer, "bos_token_id", None)
+    # A text that was made by a template begins with the token that the tokenizer puts first by itself.
+    twice = not chat and begin is not None and ids[:2] == (begin, begin)
+    ids = ids[twice:]
     if not ids:
         raise PromptError("the prompt and the answer to be graded are both empty", "pass a prompt")
     if not several:
         return Encoded(ids, (len(ids) - 1,))
     start = _start(text, answer, name) if chat else len(text) - len(answer)
     ends = [start + length for length in accumulate(map(len, steps))]
-    return Encoded(ids, (*(_holder(found["offset_mapping"], end) for end in ends[:-1]), len(ids) - 1))
+    offsets = found["offset_mapping"][twice:]
+    return Encoded(ids, (*(_holder(offsets, end) for end in ends[:-1]), len(ids) - 1))
 
 
 def _rendered(tokenizer: Any, prompt: Prompt, answer: str, name: str) -> str:

@@ -129,9 +129,12 @@ class HFRewardModel(RewardModel):
         return outputs[:, self.label] - outputs[:, others].logsumexp(-1)
 
     def _lane(self, text: Encoded) -> Lane:
-        """A forward of all tokens, which makes no new one: all but the last are prefilled, then one row is run."""
+        """A forward of all tokens, which makes no new one: all but the last are prefilled, then one row is run.
+
+        `source` says that it shares no cache with other texts that begin alike.
+        """
         nothing = pack_experts(no_experts(1, self.shape))
-        cached = Cached(self.fingerprint, self.shape, text.ids, Prefill(nothing[0], 0))
+        cached = Cached(self.fingerprint, self.shape, text.ids, Prefill(nothing[0], 0), source="a forward of its own")
         return Lane(cached, rows=(1,), heads=(len(set(text.ends)),), runs=(0,), experts=nothing, beams=(0,))
 
 
