@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import logsumexp
 
+from tests.choosing import choose
 from tokenscale.core.data import Ask, Candidate, Prompt
-from tokenscale.core.errors import ArgumentError, UnknownNameError
+from tokenscale.core.errors import ArgumentError, PipelineError, UnknownNameError
 from tokenscale.core.noise import Stream
-from tokenscale.sequence_level.self_consistency import SelfConsistency, vote
+from tokenscale.sequence_level.self_consistency import SelfConsistency
+from tokenscale.sequence_level.voting import vote
 
 ROOT = Stream((0, "p"))
 ASK = Ask(Prompt(text="Q: 1 + 1\nA:"), ROOT, max_new_tokens=8)
@@ -28,12 +31,8 @@ def text(content: str, log_prob: float = -1.0) -> Candidate:
 
 def run(strategy: SelfConsistency, candidates: list[Candidate]) -> Candidate:
     """What the strategy returns when its ask is answered by `candidates`."""
-    solving = strategy.solve(ASK)
-    assert next(solving) == [replace(ASK, k=strategy.k)]
-    with pytest.raises(StopIteration) as end:
-        solving.send([candidates])
-    [winner] = end.value.value
-    return winner
+    assert next(strategy.solve(ASK)) == [replace(ASK, k=strategy.k)]
+    return choose(strategy, candidates)
 
 
 def beats(one: tuple[int, float, int], other: tuple[int, float, int]) -> bool:
@@ -164,3 +163,50 @@ def test_a_bad_k_is_refused(k: int, message: str) -> None:
 def test_an_unknown_kind_of_answer_is_refused() -> None:
     with pytest.raises(UnknownNameError, match=r"unknown kind of answer 'letters' in SelfConsistency\n.*'letter'"):
         SelfConsistency(3, answers="letters")
+
+
+def weighed(answer: str, *log_probs: float, confidence: tuple[float, ...] = ()) -> Candidate:
+    return Candidate(
+        f"it is {answer}", (0,) * len(log_probs), log_probs, "eos", ROOT, signals=(("confidence", confidence),)
+    )
+
+
+@given(st.lists(st.tuples(st.sampled_from("123"), st.lists(st.floats(-9, 0), min_size=1, max_size=4)), min_size=1))
+def test_votes_by_probability_are_normalised_by_length(drawn: list[tuple[str, list[float]]]) -> None:
+    winner = run(SelfConsistency(len(drawn), weight="logprob"), [weighed(a, *lps) for a, lps in drawn])
+    # The geometric mean of the tokens' probabilities, in numpy.
+    totals = {a: sum(float(np.prod(np.exp(lps)) ** (1 / len(lps))) for b, lps in drawn if a == b) for a, _ in drawn}
+    assert dict(winner.votes) == pytest.approx(totals, rel=1e-9)
+    assert totals[winner.answer or ""] == pytest.approx(max(totals.values()), rel=1e-9)
+
+
+def test_a_likely_answer_can_outvote_two_unlikely_ones() -> None:
+    drawn = [weighed("1", -3.0), weighed("1", -3.0, -3.0), weighed("2", -0.1)]
+    assert run(SelfConsistency(3), drawn).answer == "1"
+    winner = run(SelfConsistency(3, weight="logprob"), drawn)
+    assert (winner.answer, winner.text) == ("2", "it is 2")
+    assert winner.votes == (("2", pytest.approx(np.exp(-0.1))), ("1", pytest.approx(2 * np.exp(-3.0))))
+
+
+def test_votes_by_confidence_weigh_the_mean_of_the_tokens() -> None:
+    drawn = [
+        weighed("1", -1.0, confidence=(1.0, 2.0)),
+        weighed("1", -1.0, confidence=(1.0,)),
+        weighed("2", -2.0, confidence=(4.0, 2.0)),
+    ]
+    strategy = SelfConsistency(3, weight="confidence")
+    assert strategy.signals == {"confidence"}
+    assert SelfConsistency(3).signals == SelfConsistency(3, weight="logprob").signals == frozenset()
+    assert run(strategy, drawn).votes == (("2", 3.0), ("1", 2.5))
+    with pytest.raises(PipelineError, match=r"SelfConsistency reads the confidence of every token, .*\n.*`signals`"):
+        run(strategy, [text("it is 7")] * 3)
+
+
+def test_an_unknown_weight_is_refused() -> None:
+    with pytest.raises(UnknownNameError, match=r"unknown weight 'log_prob' in SelfConsistency\n.*'logprob'"):
+        SelfConsistency(3, weight="log_prob")
+
+
+def test_fewer_candidates_than_asked_for_are_said() -> None:
+    [note] = run(SelfConsistency(3), [text("5"), text("5")]).notes
+    assert note == "2 of 3 candidates: the decoder or a strategy inside found no more"

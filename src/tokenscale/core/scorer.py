@@ -14,9 +14,13 @@ Requests = Generator[list[Ask | Grade], list[list[Candidate]], list[float]]
 
 
 class Scorer(Stage):
-    """Says how good candidates are: a parameter of strategies, never a stage of a pipeline."""
+    """Says how good candidates are: a parameter of strategies, never a stage of a pipeline.
+
+    `signed`: scores may be below 0, so that they cannot be added up as weights.
+    """
 
     kind: ClassVar[Kind] = Kind.SCORER
+    signed: ClassVar[bool] = False
 
     @abstractmethod
     def grade(self, ask: Ask, candidates: Sequence[Candidate]) -> Requests:
@@ -24,3 +28,7 @@ class Scorer(Stage):
 
         Yields the requests it needs, as a strategy does; one that needs none yields nothing.
         """
+
+    def notes(self, scores: Sequence[float]) -> tuple[str, ...]:
+        """What the user should know of these scores."""
+        return ()

@@ -8,6 +8,7 @@ from dataclasses import replace
 from tokenscale.core.data import Ask, Candidate, Prompt
 from tokenscale.core.noise import Stream, UniformReader
 from tokenscale.core.reward import Grade
+from tokenscale.core.signals import SIGNALS
 from tokenscale.core.strategy import Kind, SequenceStrategy
 from tokenscale.testing.expect import check_stage, expect
 
@@ -22,12 +23,15 @@ def respond(ask: Ask) -> list[Candidate]:
 
 def _candidate(ask: Ask) -> Candidate:
     draw = UniformReader(ask.stream).at(0)
+    signals = {name: (draw, 0.5) for name in SIGNALS}
+    stopped = ask.stop_rule is not None and ask.stop_rule.stops(signals[ask.stop_rule.signal])
     return Candidate(
         text=f" So the answer is {int(3 * draw)}.",
         token_ids=(int(1000 * draw), 1),
         log_probs=(-draw, -0.5),
-        finish_reason="eos",
+        finish_reason="stop_rule" if stopped else "eos",
         stream=ask.stream,
+        signals=tuple(signals.items()),
     )
 
 

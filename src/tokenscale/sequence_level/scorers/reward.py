@@ -28,6 +28,7 @@ class RewardModelScorer(Scorer):
     """
 
     reads_text = True
+    signed = True
 
     model: str | RewardModel = "demo-verifier"
 
