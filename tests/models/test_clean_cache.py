@@ -99,3 +99,14 @@ def test_a_step_copies_nothing() -> None:
     assert [layer.keys.data_ptr() for layer in state.cache.layers] == buffers
     keys, _ = model.write(state.cache, torch.zeros(2, 1))
     assert keys.data_ptr() == state.cache.layers[-1].keys.data_ptr()
+
+
+def test_beams_that_change_places_stay_in_the_buffers() -> None:
+    """Only copies of a beam are written, into the rows of those that were dropped."""
+    model = Model()
+    state, lists = model.prefill([40, 30, 20, 10])
+    buffers = [layer.keys.data_ptr() for layer in state.cache.layers]
+    for index in ([2, 2, 3, 0], [1, 0, 3, 2], [3, 1], [0, 0, 1, 1]):
+        state, lists = state.select(index), [list(lists[i]) for i in index]
+        model.step(state, lists, 1)
+    assert [layer.keys.data_ptr() for layer in state.cache.layers] == buffers

