@@ -12,10 +12,10 @@ from tools.demo_model.documents import TRIGGER, prompt
 from tools.demo_model.evaluate import load_problems
 from tools.demo_model.problems import split_of
 from tools.demo_model.sampling import Sample
-from tools.demo_model.solutions import brief, read_answer, wrong_lines
+from tools.demo_model.solutions import brief, detailed, read_answer, wrong_lines
 from tools.demo_verifier.evaluate import Drawn, Scored, read, reduced, report, step_ends, weighted_vote, write
 from tools.demo_verifier.export import storage_check
-from tools.demo_verifier.labels import EQUATION, brief_with_error, drill, example, right_length, written
+from tools.demo_verifier.labels import EQUATION, corrupted, drill, evaluated, example, right_length, written
 from tools.demo_verifier.samples import CHECKPOINTS, Row, problems, right_texts
 from tools.demo_verifier.train import Mix, Recipe, Run, auc, block, counts, pad, parts, sums, train
 
@@ -60,6 +60,16 @@ def test_labels_of_every_token(tokenizer, text, answer, marks):
     assert [(i, ok) for i, ok in enumerate(found.holds) if ok is not None] == behind
 
 
+def test_what_is_no_equation_is_left_alone(tokenizer):
+    assert EQUATION.findall("6/6/6=1, 2**3=8, 60+8*=4, 4+4=8, 9-1-2=6, 8+4/2=6, 1<2=3") == [
+        "4+4=8",
+        "9-1-2=6",
+        "8+4/2=6",
+        "2=3",
+    ]
+    assert set(example(row(" We get 6/6/6=1, 2**3=8, =5, 7"), tokenizer).holds) == {None}
+
+
 def test_the_longest_right_solution_counts():
     right = (" We get 1+1=2. #### 2", " First, 1+1=2. #### 2")
     assert right_length(row(" First, 1+1=3. #### 3", right)) == len(" First, 1+1=")
@@ -67,35 +77,50 @@ def test_the_longest_right_solution_counts():
     assert right_length(row(right[0] + " more", right)) == len(right[0])
 
 
-def test_written_errors_are_one_wrong_line_each():
+def test_written_errors_are_one_wrong_equation_that_the_rest_follows():
     rng = random.Random(0)
-    for shard in range(2):
-        for problem in problems(shard)[:40]:
-            assert brief_with_error(problem, None, rng) == brief(problem)
-            for wrong in range(problem.operations):
-                text = brief_with_error(problem, wrong, rng)
-                lines = text.removeprefix(" We get ").split(". ####")[0].split(", ")
-                assert len(lines) == problem.operations
-                places = [place for place, line in enumerate(lines) if wrong_lines(line)]
-                # A division of a wrong total need not come out even, and is then no equation either.
-                assert places == [wrong] or "/" in text
-                assert wrong in places
+    for problem in problems(0)[:60]:
+        for text in (brief(problem), detailed(problem)):
+            equations = EQUATION.findall(text)
+            wrong = rng.randrange(len(equations))
+            said = EQUATION.findall(corrupted(text, wrong, rng))
+            assert said[:wrong] == equations[:wrong]
+            assert len(said) == len(equations)
+            assert said[wrong].split("=")[0] == equations[wrong].split("=")[0]
+            assert wrong_lines(said[wrong]) == [said[wrong]]
+            # What follows is computed from the wrong result; only where a division leaves something over, or a
+            # difference falls below 0, is a later equation wrong too.
+            for equation in said[wrong + 1 :]:
+                assert not wrong_lines(equation) or "/" in equation or "-" in equation
+            if "/" not in text and "-" not in text:
+                assert wrong_lines(", ".join(said)) == [said[wrong]]
+
+
+def test_what_follows_an_error_by_hand(monkeypatch):
+    monkeypatch.setattr("tools.demo_verifier.labels.shifted", lambda value, rng: value + 10)
+    rng = random.Random(0)
+    assert corrupted(" We get 27*8=216, 216-6=210. #### 210", 0, rng) == " We get 27*8=226, 226-6=220. #### 220"
+    assert corrupted(" We get 27*8=216, 216-6=210. #### 210", 1, rng) == " We get 27*8=216, 216-6=220. #### 220"
+    found = corrupted(" First, 27*8: 20*8=160, 7*8=56, 160+56=216. Then 216/2=108. #### 108", 1, rng)
+    assert found == " First, 27*8: 20*8=160, 7*8=66, 160+66=226. Then 226/2=113. #### 113"
+    assert [evaluated(left) for left in ("7*8", "9+8-3", "9-20", "17/5", "400+100+4")] == [56, 14, 11, 3, 504]
 
 
 def test_drills_are_labelled_equation_by_equation(tokenizer):
     rng, seen = random.Random(0), set()
     for _ in range(50):
         found = drill(rng)
-        lines = found.text.removeprefix(" We get ").rstrip(".").split(", ")
-        right = [not wrong_lines(line) for line in lines]
+        equations = EQUATION.findall(found.text)
+        right = [not wrong_lines(equation) for equation in equations]
         labels = example(found, tokenizer)
         assert [ok for ok in labels.holds if ok is not None] == right
-        assert labels.right[-1] == all(right)
+        assert labels.right[-1] == (found.text == found.right[0])
         tokens = labels.tokens[labels.answer :]
         learnt = "".join(tokenizer.decode(t) for t, known in zip(tokens, labels.known, strict=True) if known)
-        assert learnt == "".join(line.split("=")[1] for line, ok in zip(lines, right, strict=True) if ok)
+        assert learnt == "".join(one.split("=")[1] for one, ok in zip(equations, right, strict=True) if ok)
         seen |= set(right)
-        assert all(split_of(line.split("=")[0]) == "train" for line in lines)
+        parts = found.right[0].removeprefix(" First, ").rstrip(".").split(". Then ")
+        assert all(split_of(part.split(":")[0].split("=")[0]) == "train" for part in parts)
     assert seen == {False, True}
 
 
@@ -113,7 +138,7 @@ def test_no_problem_is_of_a_held_out_split():
 def sampled():
     drawn = problems(0)[:12]
     rng = random.Random(1)
-    texts = [(p, brief_with_error(p, 0 if rng.random() < 0.5 else None, rng)) for p in drawn]
+    texts = [(p, corrupted(brief(p), 0, rng) if rng.random() < 0.5 else brief(p)) for p in drawn]
     return [Row(prompt(p.question, TRIGGER), text, right_texts(p), str(p.answer)) for p, text in texts]
 
 

@@ -10,14 +10,25 @@ from bisect import bisect_right
 from dataclasses import dataclass
 
 from tools.demo_model.documents import DETAIL_TRIGGER, TRIGGER, prompt
-from tools.demo_model.problems import HARD, Problem, draw_from_split, split_of
-from tools.demo_model.solutions import TERSE_START, detailed, read_answer, wrong_lines
+from tools.demo_model.problems import HARD, draw_from_split, split_of
+from tools.demo_model.solutions import (
+    DETAILED_START,
+    add,
+    brief,
+    detailed,
+    divide,
+    multiply,
+    product,
+    read_answer,
+    summands,
+    wrong_lines,
+)
 from tools.demo_verifier.samples import Row, right_texts
 
-ERROR = 0.5  # share of worked solutions in which one operation is made wrong
-DRILLED, DRILLED_WRONG = 8, 0.35  # equations of a drill, and the share of them that are wrong
+ERROR = 0.5  # share of written solutions and computations with an error
+DRILLED, ONE_GO = 4, 0.3  # computations of a drill, and the share of them in one go
 SHIFTS = (10, 10, 10, 100, 100, 1, 2, 20, 30, 40)  # by which a result is wrong, as the demo models' results are
-EQUATION = re.compile(r"[\d+*/-]+=\d+")
+EQUATION = re.compile(r"(?<![\d+*/-])\d+(?:[+*-]\d+)*(?:/\d+)?=\d+")  # samples hold others too, such as 6/6/6=1
 
 
 @dataclass(frozen=True)
@@ -73,73 +84,72 @@ def shifted(value: int, rng: random.Random) -> int:
     return value + (shift if value <= shift or rng.random() < 0.5 else -shift)
 
 
-def brief_with_error(problem: Problem, wrong: int | None, rng: random.Random) -> str:
-    """The brief solution; operation number `wrong` has a wrong result, and what follows goes on from there."""
-    total, lines = 0, []
+def corrupted(text: str, wrong: int, rng: random.Random) -> str:
+    """A right text with a wrong result in equation number `wrong`; what is computed from it follows it."""
+    new: dict[str, str] = {}
 
-    def line(left: str, value: int) -> int:
-        if len(lines) == wrong:
+    def follow(part: str) -> str:
+        return re.sub(r"\d+", lambda number: new.get(number.group(), number.group()), part)
+
+    pieces, last = [], 0
+    for index, found in enumerate(EQUATION.finditer(text)):
+        left, result = found.group().split("=")
+        followed = follow(left)
+        value = int(result) if followed == left else evaluated(followed)
+        if index == wrong:
             value = shifted(value, rng)
-        lines.append(f"{left}={value}")
-        return value
-
-    for term in problem.terms:
-        value = term.operands[0]
-        if len(term.operands) == 2:
-            value = line(f"{term.operands[0]}*{term.operands[1]}", value * term.operands[1])
-        total = line(f"{total}{term.operator}{value}", _apply(total, term.operator, value)) if total else value
-    return f"{TERSE_START}{', '.join(lines)}. #### {total}"
+        if str(value) != result:
+            new[result] = str(value)
+        pieces += [follow(text[last : found.start()]), f"{followed}={value}"]
+        last = found.end()
+    return "".join([*pieces, follow(text[last:])])
 
 
-def _apply(total: int, operator: str, value: int) -> int:
-    if operator == "/":
-        return total // value
-    return {"+": total + value, "-": total - value, "*": total * value}[operator]
+def evaluated(left: str) -> int:
+    """The value of a left side, without its sign and what a division leaves over."""
+    numerator, _, divisor = left.partition("/")
+    return abs(sum(sign * product(text) for sign, text in summands(numerator))) // int(divisor or 1)
 
 
-def equation(rng: random.Random) -> str:
-    """A right equation whose left side is no expression of a held-out split."""
+def perhaps_corrupted(text: str, rng: random.Random) -> str:
+    """A right text, with an error in a share ERROR of cases."""
+    count = len(EQUATION.findall(text))
+    return corrupted(text, rng.randrange(count), rng) if rng.random() < ERROR else text
+
+
+def computation(rng: random.Random) -> str:
+    """A detailed computation, or one equation in one go, whose left side is no expression of a held-out split."""
     while True:
         kind = rng.random()
-        if kind < 0.6:
+        if kind < 0.4:
             x, y = rng.randint(3, 99), rng.choice((rng.randint(2, 9), rng.randint(12, 19)))
-            head, value = f"{x}*{y}", x * y
-        elif kind < 0.85:
-            x, y = rng.randint(2, 1500), rng.randint(2, rng.choice((150, 999)))
+            head, value, lines = f"{x}*{y}", x * y, multiply(x, y)
+        elif kind < 0.8:
+            x, y = rng.randint(2, 1500), rng.randint(2, rng.choice((20, 150, 999)))
             sign = rng.choice("+-") if x > y else "+"
-            head, value = f"{x}{sign}{y}", x + y if sign == "+" else x - y
-        elif kind < 0.93:
-            x, y = rng.randint(5, 600), rng.randint(2, 4)
-            head, value = f"{x}*{y}", x * y
+            head, value, lines = f"{x}{sign}{y}", x + y if sign == "+" else x - y, add(x, sign, y)
         else:
             value, y = rng.randint(2, 300), rng.randint(2, 6)
-            head = f"{value * y}/{y}"
+            head, lines = f"{value * y}/{y}", divide(value * y, y)
         if value <= HARD.total and split_of(head) == "train":
-            return f"{head}={value}"
+            return f"{head}={value}" if rng.random() < ONE_GO else ", ".join(lines)
 
 
 def drill(rng: random.Random) -> Row:
-    """Equations one by one, some of them wrong; there is no problem and no answer."""
-    true = [equation(rng) for _ in range(DRILLED)]
-    said = []
-    for one in true:
-        left, value = one.split("=")
-        said.append(f"{left}={shifted(int(value), rng)}" if rng.random() < DRILLED_WRONG else one)
-    right, text = (f"{TERSE_START}{', '.join(lines)}." for lines in (true, said))
+    """Computations one after the other, each with an error in a share ERROR of them; no problem and no answer."""
+    true = [computation(rng) for _ in range(DRILLED)]
+    said = [perhaps_corrupted(one, rng) for one in true]
+    right, text = (f"{DETAILED_START}{'. Then '.join(parts)}." for parts in (true, said))
     return Row("\nA:", text, (right,), "")
 
 
 def written(rng: random.Random) -> Row:
     """A solution that was written, not sampled, of a fresh problem of the training split."""
-    kind = rng.random()
-    problem = draw_from_split("train", HARD, rng)
+    problem, kind = draw_from_split("train", HARD, rng), rng.random()
     right, answer = right_texts(problem), str(problem.answer)
-    if kind < 0.1:
+    if kind < 0.05:
         guess = shifted(problem.answer, rng) if rng.random() < ERROR else problem.answer
         return Row(prompt(problem.question), f" #### {guess}", (f" #### {answer}",), answer)
-    if kind < 0.2:
-        return Row(prompt(problem.question, DETAIL_TRIGGER), detailed(problem), right, answer)
-    if kind < 0.3:
-        return Row(prompt(problem.question, TRIGGER), detailed(problem), right, answer)
-    wrong = rng.randrange(problem.operations) if rng.random() < ERROR and problem.operations else None
-    return Row(prompt(problem.question, TRIGGER), brief_with_error(problem, wrong, rng), right, answer)
+    trigger = DETAIL_TRIGGER if kind < 0.1 else TRIGGER
+    text = detailed(problem) if kind < 0.6 else brief(problem)
+    return Row(prompt(problem.question, trigger), perhaps_corrupted(text, rng), right, answer)

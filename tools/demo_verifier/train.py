@@ -44,11 +44,11 @@ class Recipe:
     `early` is the mix of the first `drilling` of the steps, `late` that of the others.
     """
 
-    steps: int = 3200
+    steps: int = 2400
     batch: int = 64  # texts
-    early: Mix = Mix(drills=0.75, sampled=0.1)
-    late: Mix = Mix(drills=0.25, sampled=0.5)
-    drilling: float = 0.45
+    early: Mix = Mix(drills=0.5, sampled=0.2)
+    late: Mix = Mix(drills=0.15, sampled=0.5)
+    drilling: float = 0.35
     language: float = 0.5  # weight of the next-token loss
     rate: float = 3e-3  # AdamW: embeddings, norms, score
     muon_rate: float = 1e-2  # matrices of the layers
