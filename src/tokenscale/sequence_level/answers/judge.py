@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import json
+import os
 import queue
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from tokenscale.core.errors import CapabilityError
 
 SECONDS = 5.0
 START_SECONDS = 120.0
+KEPT_VERDICTS = 100_000
 _WORKER = "tokenscale.sequence_level.answers.worker"
 
 Pair = tuple[str, str]
@@ -32,6 +34,8 @@ class _Worker:
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def equal(self, pair: Pair, seconds: float) -> bool:
+        if self._process is not None and self._process.poll() is not None:
+            self.end()
         process = self._process or self._start()
         try:
             assert process.stdin is not None
@@ -56,9 +60,17 @@ class _Worker:
 
     def _start(self) -> subprocess.Popen[str]:
         pipe = subprocess.PIPE
-        command = [sys.executable, "-m", self._module]
+        # It imports from where this process does, and from no other folder that it happens to be started in.
+        command = [sys.executable, "-P", "-m", self._module]
+        path = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
         process = subprocess.Popen(
-            command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True, encoding="utf-8"
+            command,
+            stdin=pipe,
+            stdout=pipe,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": path},
+            text=True,
+            encoding="utf-8",
         )
         self._process, self._lines = process, queue.SimpleQueue()
         threading.Thread(target=_read, args=(process, self._lines), daemon=True).start()
@@ -110,6 +122,8 @@ class Judge:
     def equal(self, pairs: Sequence[Pair]) -> list[bool]:
         """A verdict for each pair, whichever of the two is named first."""
         asked = [(min(pair), max(pair)) for pair in pairs]
+        if len(self._verdicts) > KEPT_VERDICTS:
+            self._verdicts.clear()
         new = [pair for pair in dict.fromkeys(asked) if pair not in self._verdicts]
         for pair, verdict in zip(new, self._threads.map(self._judge, new), strict=True):
             self._verdicts[pair] = verdict
@@ -129,9 +143,14 @@ class Judge:
             self._idle.put(worker)
 
 
-@cache
 def shared() -> Judge:
     """The judge of this process, made when it is first asked for and closed at exit."""
+    # A fork has the pipes of its parent, and none of its threads.
+    return _judge_of(os.getpid())
+
+
+@cache
+def _judge_of(_process: int) -> Judge:
     judge = Judge()
     atexit.register(judge.close)
     return judge

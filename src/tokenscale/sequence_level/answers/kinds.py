@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tokenscale.core.errors import unknown
 from tokenscale.sequence_level.answers import choices, latex, numbers
 from tokenscale.sequence_level.answers.places import last_boxes, last_places
-from tokenscale.sequence_level.answers.text import last_line, normal_text, text_at
+from tokenscale.sequence_level.answers.text import last_line, normal_text, text_at, unwrapped
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ def _as_it_is(text: str) -> str:
 _MATH = Kind(_as_it_is, latex.normal_math, latex.math_at, latex.math_in_text)
 KINDS: Mapping[str, Kind] = {
     "number": Kind(numbers.prepare, numbers.last_number, numbers.number_at, numbers.last_number),
-    "letter": Kind(numbers.prepare, choices.letter_in_box, choices.letter_at, choices.letter_in_text),
-    "boolean": Kind(_as_it_is, choices.boolean_in_box, choices.boolean_at, choices.boolean_in_text),
+    "letter": Kind(unwrapped, choices.letter_in_box, choices.letter_at, choices.letter_in_text),
+    "boolean": Kind(unwrapped, choices.boolean_in_box, choices.boolean_at, choices.boolean_in_text),
     "text": Kind(_as_it_is, normal_text, text_at, last_line),
     "math": _MATH,
     # Read alike, and compared by math-verify: see `equality`.

@@ -14,7 +14,7 @@ _DIGITS = r"(?:\d{1,3}(?:,\d{3}){1,13}|\d{1,40})(?!\d)"
 NUMBER = rf"""
     (?<!\w)(?<!\d\.)                # not inside a word or a longer number
     (?P<minus>(?<![)\]}}])-)?\+?    # behind a bracket (or a digit: above) a minus subtracts
-    (?:(?:US|A|C|HK|R)?[$€£¥₹₩₽]\ ?(?P<minus2>-)?)?
+    (?:(?:(?:US|A|C|HK|R)?[$€£¥₹₩₽]|USD|EUR|GBP|INR|Rs)\ ?(?P<minus2>-)?)?
     (?:(?P<whole>{_DIGITS})\ +(?=\d{{1,40}}/\d))?
     (?P<top>{_DIGITS}(?:\.\d{{1,40}}(?!\d))?|(?<!\.)\.\d{{1,40}}(?!\d))
     (?:\ ?/\ ?(?P<bottom>{_DIGITS})|[eE](?P<exponent>[-+]?\d{{1,2}})(?!\w))?
@@ -30,8 +30,10 @@ _VULGAR = {
     **{"½": "1/2", "⅓": "1/3", "⅔": "2/3", "¼": "1/4", "¾": "3/4", "⅕": "1/5", "⅖": "2/5", "⅗": "3/5"},
     **{"⅘": "4/5", "⅙": "1/6", "⅚": "5/6", "⅛": "1/8", "⅜": "3/8", "⅝": "5/8", "⅞": "7/8"},
 }
+_JOINT = "\ue000"
 _CHARACTERS = str.maketrans(
     {
+        **{char: _JOINT + fraction for char, fraction in _VULGAR.items()},
         **{chr(0xFF10 + digit): str(digit) for digit in range(10)},
         # The minus sign, and the dash that is often typed for it.
         **dict.fromkeys("\u2212\u2013\uff0d", "-"),
@@ -44,11 +46,6 @@ _CHARACTERS = str.maketrans(
     }
 )
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
-
-
-def _mixed(match: re.Match[str], fraction: str) -> str:
-    """A fraction behind a number makes a mixed one; behind anything else a minus may belong to it."""
-    return f" {fraction}" if match.string[match.start() - 1 : match.start()].isalnum() else fraction
 
 
 def _ratio(top: str, bottom: str) -> str:
@@ -66,7 +63,6 @@ _By = str | Callable[[re.Match[str]], str]
 REWRITES: tuple[tuple[str, re.Pattern[str], _By], ...] = tuple(
     (needle, re.compile(pattern, re.ASCII), by)
     for needle, pattern, by in (
-        ("", f"[{''.join(_VULGAR)}]", lambda match: _mixed(match, _VULGAR[match[0]])),
         ("", r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]{1,8}", lambda match: f"^{{{match[0].translate(_SUPERSCRIPTS)}}}"),
         # Separators of thousands: 1{,}234 and 1\,234 of LaTeX, thin spaces, 1_234, 1'234, 1 000, 1.234,56.
         ("{,}", r"\{,\}", ","),
@@ -76,13 +72,17 @@ REWRITES: tuple[tuple[str, re.Pattern[str], _By], ...] = tuple(
         ("\\", r"\\[,!;:]", " "),
         ("\u00a0", "\u00a0", " "),
         ("frac", r"\\[dt]?frac\s?(\d)\s?(\d)", r"\\frac{\1}{\2}"),
-        ("frac", _FRACTION, lambda match: _mixed(match, _ratio(match[1], match[2]))),
+        ("frac", _FRACTION, lambda match: _JOINT + _ratio(match[1], match[2])),
+        # A fraction behind a number makes a mixed one; behind anything else a minus may belong to it.
+        (_JOINT, rf"(?<=\w){_JOINT}", " "),
+        (_JOINT, _JOINT, ""),
         ("\\", r"\\(?:text|mathrm|mathbf|textbf|mbox)\s?\{([^{}]{0,200})\}", r"\1"),
         ("\\", r"\\([$%])", r"\1"),
         ("Rs.", r"\bRs\.\s?", "Rs "),
         # Scientific notation.
         ("10", rf"(?<=[\d.]){_TIMES}10{_POWER}", lambda match: f"e{match[1] or match[2]}"),
         ("10", rf"(?<![\w.^}}])(?<!\^\{{)10{_POWER}(?!\w)", lambda match: f"1e{match[1] or match[2]}"),
+        ("\\circ", r"\^\s?(?:\{\s?\\circ\s?\}|\\circ(?![A-Za-z]))", "\u00b0"),
         # No numbers: dates, times, ratios, versions; powers, roots and multiples of pi; exponents of units, indices.
         ("", r"(?<![\w.,/:])\d{1,4}([./:])\d{1,4}(?:\1\d{1,4}){1,6}(?!\w)", _NONE),
         ("-", r"(?<![\w.-])(?:\d{4}-\d{1,2}-\d{1,2}|\d{1,2}-\d{1,2}-\d{4})(?!\w)", _NONE),

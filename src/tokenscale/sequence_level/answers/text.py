@@ -10,7 +10,7 @@ from itertools import islice
 from tokenscale.sequence_level.answers.places import LAST
 
 _WRAPPED = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox|emph|boldsymbol)\s?\{([^{}]{0,200})\}")
-_SPACING = re.compile(r"\\[,;:! ]|\\q?quad\b|~")
+_SPACING = re.compile(r"\\boxed\s?\{\s?\}|\\[,;:! ]|\\q?quad\b|~")
 _DELIMITERS = re.compile(r"\\[()\[\]]|(?<!\\)\$")
 _ESCAPED = re.compile(r"\\([$%&#_{}])")
 _EMPHASIS = re.compile(r"\*\*|__|`")
@@ -28,13 +28,18 @@ def normal_text(text: str) -> str | None:
     None where nothing is left. What stands within the text stays, so "vitamin A" and "vitamin B" differ.
     """
     text = unicodedata.normalize("NFKC", text.translate(_QUOTES))
-    text = _SPACING.sub(" ", _WRAPPED.sub(r"\1", text))
+    text = _SPACING.sub(" ", unwrapped(text))
     text = _EMPHASIS.sub("", _ESCAPED.sub(r"\1", _DELIMITERS.sub("", text)))
     text = " ".join(text.casefold().split()).strip(_AROUND)
     if whole := _BRACKETED.fullmatch(text):
         text = next(group for group in whole.groups() if group is not None).strip(_AROUND)
     articles = _ARTICLES.match(text)
     return (text[articles.end() :] if articles else text) or None
+
+
+def unwrapped(text: str) -> str:
+    r"""A text without the commands that LaTeX wraps words in: `\text{(B)}` is `(B)`."""
+    return _WRAPPED.sub(r"\1", text)
 
 
 def text_at(text: str, place: int) -> str | None:

@@ -29,8 +29,11 @@ def main() -> None:
     replies.write('"ready"\n')
     replies.flush()
     for line in sys.stdin:
-        one, other = map(expressions, json.loads(line))
-        equal = bool(one and other) and bool(verify(one, other, timeout_seconds=None))
+        try:
+            one, other = map(expressions, json.loads(line))
+            equal = bool(one and other) and bool(verify(one, other, timeout_seconds=None))
+        except Exception:  # of any kind, deep in sympy: what cannot be compared is not equal
+            equal = False
         replies.write(json.dumps(equal) + "\n")
         replies.flush()
 
