@@ -67,10 +67,24 @@ if TYPE_CHECKING:
     from tokenscale.models.hf import wrap as wrap
     from tokenscale.models.toy import ToyModel as ToyModel
     from tokenscale.pipeline import Pipeline as Pipeline
+    from tokenscale.sequence_level.adaptive_self_consistency import AdaptiveSelfConsistency as AdaptiveSelfConsistency
     from tokenscale.sequence_level.beam_search import BeamSearch as BeamSearch
+    from tokenscale.sequence_level.best_of_n import BestOfN as BestOfN
+    from tokenscale.sequence_level.best_of_n import WeightedBestOfN as WeightedBestOfN
     from tokenscale.sequence_level.chain_of_thought import ChainOfThought as ChainOfThought
+    from tokenscale.sequence_level.deepconf import DeepConf as DeepConf
     from tokenscale.sequence_level.diverse_beam_search import DiverseBeamSearch as DiverseBeamSearch
+    from tokenscale.sequence_level.early_stopping_self_consistency import (
+        EarlyStoppingSelfConsistency as EarlyStoppingSelfConsistency,
+    )
+    from tokenscale.sequence_level.scorers.function import FunctionScorer as FunctionScorer
+    from tokenscale.sequence_level.scorers.judge import LLMJudge as LLMJudge
+    from tokenscale.sequence_level.scorers.log_prob import LogProb as LogProb
+    from tokenscale.sequence_level.scorers.self_certainty import SelfCertainty as SelfCertainty
     from tokenscale.sequence_level.self_consistency import SelfConsistency as SelfConsistency
+    from tokenscale.sequence_level.universal_self_consistency import (
+        UniversalSelfConsistency as UniversalSelfConsistency,
+    )
     from tokenscale.token_level.adaptive_roe import AdaptiveRoE as AdaptiveRoE
     from tokenscale.token_level.aggregators import CleanAnchored as CleanAnchored
     from tokenscale.token_level.aggregators import ConfidenceWeighted as ConfidenceWeighted
@@ -117,10 +131,19 @@ _HOMES = {
     "models.hf": "HFModel load wrap",
     "models.toy": "ToyModel",
     "pipeline": "Pipeline",
+    "sequence_level.adaptive_self_consistency": "AdaptiveSelfConsistency",
     "sequence_level.beam_search": "BeamSearch",
+    "sequence_level.best_of_n": "BestOfN WeightedBestOfN",
     "sequence_level.chain_of_thought": "ChainOfThought",
+    "sequence_level.deepconf": "DeepConf",
     "sequence_level.diverse_beam_search": "DiverseBeamSearch",
+    "sequence_level.early_stopping_self_consistency": "EarlyStoppingSelfConsistency",
+    "sequence_level.scorers.function": "FunctionScorer",
+    "sequence_level.scorers.judge": "LLMJudge",
+    "sequence_level.scorers.log_prob": "LogProb",
+    "sequence_level.scorers.self_certainty": "SelfCertainty",
     "sequence_level.self_consistency": "SelfConsistency",
+    "sequence_level.universal_self_consistency": "UniversalSelfConsistency",
     "token_level.adaptive_roe": "AdaptiveRoE",
     "token_level.aggregators": "CleanAnchored ConfidenceWeighted ContrastRows DoLaContrast EntropyWeighted "
     "LogSumExpLogits MaxProbability MeanLogit MeanProbability MedianProbability MinProbability TokenVote Weighted",

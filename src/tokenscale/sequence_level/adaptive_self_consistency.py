@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -11,7 +10,7 @@ from functools import cache
 from tokenscale.core.data import Ask, Candidate
 from tokenscale.core.errors import ArgumentError, at_least, finite
 from tokenscale.core.strategy import Asks, Kind, SequenceStrategy
-from tokenscale.sequence_level.voting import answered, check_kind, vote
+from tokenscale.sequence_level.voting import answered, check_kind, grouped, vote
 
 
 @dataclass(frozen=True)
@@ -62,11 +61,11 @@ class AdaptiveSelfConsistency(SequenceStrategy):
     def solve(self, ask: Ask) -> Asks:
         members: list[Candidate] = []
         drawn = 0
-        while wanted := self.next_round(drawn, Counter(c.answer for c in members if c.answer is not None).values()):
+        while wanted := self.next_round(drawn, map(len, grouped(members, self.answers))):
             [found] = yield [replace(ask, k=wanted, first=drawn)]
-            members = answered([*members, *found], self.answers)
+            members += answered(found, self.answers)
             drawn += wanted
-        return [vote(members, wanted=drawn)]
+        return [vote(members, self.answers, wanted=drawn)]
 
     def next_round(self, drawn: int, votes: Iterable[int]) -> int:
         """How many candidates to ask for next, after `drawn` with these votes per answer; 0 to stop."""

@@ -105,7 +105,7 @@ class WeightedBestOfN(SequenceStrategy):
             if not 0 <= score < float("inf"):
                 message = f"{self.scorer!r:.200} scored candidate {number} of {len(members)} as {score}"
                 raise PipelineError(message, "WeightedBestOfN adds scores up: give finite ones of 0 or more")
-        winner = vote(answered(members, self.answers), scores, self.n)
+        winner = vote(answered(members, self.answers), self.answers, scores, self.n)
         return [replace(winner, notes=(*winner.notes, *self.scorer.notes(scores)))]
 
 

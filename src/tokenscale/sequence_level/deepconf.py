@@ -103,14 +103,18 @@ class DeepConf(SequenceStrategy):
         return quantile([c.score for c in voters or members if c.score is not None], 1 - self.keep)
 
     def _vote(self, members: Sequence[Candidate], threshold: float) -> Candidate:
-        ended = [c.finish_reason != "stop_rule" for c in members]
-        kept = [e and c.score is not None and c.score >= threshold for e, c in zip(ended, members, strict=True)]
+        whole = [c.finish_reason != "stop_rule" for c in members]
+        kept = [w and c.score is not None and c.score >= threshold for w, c in zip(whole, members, strict=True)]
         if any(k and c.answer is not None for k, c in zip(kept, members, strict=True)):
-            return vote(members, [c.score if k else None for k, c in zip(kept, members, strict=True)], self.k)
-        # Nothing that was kept has an answer, so what was cut off by the quantile may speak.
-        winner = vote(members, [c.score if e else None for e, c in zip(ended, members, strict=True)], self.k)
-        note = f"no candidate of the most confident {self.keep:.0%} has an answer, so all that were not ended voted"
+            return self._weighed(members, kept)
+        # Nothing that was kept has an answer, so what the threshold left out may speak, where anything is whole.
+        winner = self._weighed(members, whole if any(whole) else [True] * len(members))
+        note = f"no candidate of the most confident {self.keep:.0%} has an answer, so the others voted too"
         return replace(winner, notes=(*winner.notes, note))
+
+    def _weighed(self, members: Sequence[Candidate], voting: Sequence[bool]) -> Candidate:
+        weights = [c.score if votes else None for c, votes in zip(members, voting, strict=True)]
+        return vote(members, self.answers, weights, self.k)
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tokenscale.core.data import Ask, Candidate
 from tokenscale.core.errors import ArgumentError, at_least
 from tokenscale.core.strategy import Asks, Kind, SequenceStrategy
-from tokenscale.sequence_level.voting import answered, check_kind, vote
+from tokenscale.sequence_level.voting import answered, check_kind, grouped, vote
 
 
 @dataclass(frozen=True)
@@ -51,11 +50,8 @@ class EarlyStoppingSelfConsistency(SequenceStrategy):
         for first in range(0, self.max_k, self.window):
             k = min(self.window, self.max_k - first)
             [found] = yield [replace(ask, k=k, first=first)]
-            members = answered([*members, *found], self.answers)
-            if _agree(members[-len(found) :]):
+            window = answered(found, self.answers)
+            members += window
+            if max(map(len, grouped(window, self.answers)), default=0) == len(window):
                 break
-        return [vote(members, wanted=first + k)]
-
-
-def _agree(window: Sequence[Candidate]) -> bool:
-    return window[0].answer is not None and len({c.answer for c in window}) == 1
+        return [vote(members, self.answers, wanted=first + k)]

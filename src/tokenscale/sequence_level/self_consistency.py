@@ -54,7 +54,7 @@ class SelfConsistency(SequenceStrategy):
     def solve(self, ask: Ask) -> Asks:
         [candidates] = yield [replace(ask, k=self.k)]
         voters = answered(candidates, self.answers)
-        return [vote(voters, [self._weight(c) for c in voters], self.k)]
+        return [vote(voters, self.answers, [self._weight(c) for c in voters], self.k)]
 
     def _weight(self, candidate: Candidate) -> float:
         if self.weight == "logprob":

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from tokenscale.core.data import Candidate
 from tokenscale.core.errors import unknown
-from tokenscale.sequence_level.answers import KINDS, extract
+from tokenscale.sequence_level.answers import KINDS, extract, groups
 
 
 def check_kind(owner: str, kind: str) -> None:
@@ -25,36 +25,50 @@ def answered(candidates: Sequence[Candidate], kind: str) -> list[Candidate]:
     return [c if c.answer is not None else replace(c, answer=extract(c.text, kind)) for c in candidates]
 
 
-def vote(candidates: Sequence[Candidate], weights: Sequence[float | None] | None = None, wanted: int = 0) -> Candidate:
+def grouped(candidates: Sequence[Candidate], kind: str) -> list[list[int]]:
+    """Places of candidates with equal answers, group by group in the order of their first places; None in no group."""
+    return groups([c.answer for c in candidates], kind)
+
+
+def vote(
+    candidates: Sequence[Candidate],
+    kind: str = "number",
+    weights: Sequence[float | None] | None = None,
+    wanted: int = 0,
+) -> Candidate:
     """The most likely candidate of the group with most weight, with `members` (all candidates) and `votes`.
 
-    A group are the candidates of one answer, its weight the sum of theirs (1 each without `weights`). One
-    whose weight is None does not vote, nor does one without an answer, unless no voter has one. Ties go to
-    the higher log-sum-exp of the group's total log-probabilities, then to the answer seen first. `wanted`
-    candidates were asked for; a note says so where there are fewer. At least one must vote.
+    A group are the candidates whose answers are equal (see `sequence_level.answers.equality`), its weight the
+    sum of theirs (1 each without `weights`), its answer that of the first. One whose weight is None does not
+    vote, nor does one without an answer, unless no voter has one. Ties go to the higher log-sum-exp of the
+    group's total log-probabilities, then to the answer seen first. `wanted` candidates were asked for; a note
+    says so where there are fewer. At least one must vote.
     """
     weighed = [1.0] * len(candidates) if weights is None else weights
-    groups: dict[str | None, list[tuple[Candidate, float]]] = {}
-    for candidate, weight in zip(candidates, weighed, strict=True):
-        if weight is not None:
-            groups.setdefault(candidate.answer, []).append((candidate, weight))
-    silent = set(groups) == {None}
-    if not silent:
-        groups.pop(None, None)
-    # Exactly rounded sums, so that the order of the candidates breaks no tie.
-    totals = {answer: math.fsum(weight for _, weight in group) for answer, group in groups.items()}
-    chances = {answer: _log_sum_exp([c.log_prob for c, _ in group]) for answer, group in groups.items()}
+    voters = [(c, weight) for c, weight in zip(candidates, weighed, strict=True) if weight is not None]
+    places = grouped([c for c, _ in voters], kind)
+    found = [_Group([voters[i][0] for i in group], [voters[i][1] for i in group]) for group in places]
+    ranked = found or [_Group([c for c, _ in voters], [weight for _, weight in voters])]
     # Sorting is stable, so what was seen first stays first.
-    ranked = sorted(groups, key=lambda answer: (totals[answer], chances[answer]), reverse=True)
-    winner = max((c for c, _ in groups[ranked[0]]), key=lambda c: c.log_prob)
-    notes = (*(unanswered(candidates) if silent else ()), *shortfall(candidates, wanted))
+    ranked.sort(key=lambda group: (group.weight, group.log_prob), reverse=True)
+    winner = max(ranked[0].candidates, key=lambda c: c.log_prob)
+    notes = (*(() if found else unanswered(candidates)), *shortfall(candidates, wanted))
     return replace(
         winner,
-        answer=ranked[0],
+        answer=ranked[0].answer,
         members=tuple(candidates),
-        votes=tuple((answer, totals[answer]) for answer in ranked),
+        votes=tuple((group.answer, group.weight) for group in ranked),
         notes=(*winner.notes, *notes),
     )
+
+
+class _Group:
+    """Candidates with one answer. Sums are exactly rounded, so that the order of the candidates breaks no tie."""
+
+    def __init__(self, candidates: Sequence[Candidate], weights: Sequence[float]) -> None:
+        self.candidates, self.answer = candidates, candidates[0].answer
+        self.weight = math.fsum(weights)
+        self.log_prob = _log_sum_exp([c.log_prob for c in candidates])
 
 
 def _log_sum_exp(totals: Sequence[float]) -> float:
