@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from tokenscale.core.backend import Completion as Completion
     from tokenscale.core.cost import Cached as Cached
     from tokenscale.core.cost import Cost as Cost
-    from tokenscale.core.cost import ModelShape as ModelShape
     from tokenscale.core.cost import Prefill as Prefill
     from tokenscale.core.cost import Usage as Usage
     from tokenscale.core.data import Ask as Ask
@@ -47,6 +46,7 @@ if TYPE_CHECKING:
     from tokenscale.core.score import Chosen as Chosen
     from tokenscale.core.score import Score as Score
     from tokenscale.core.score import choose_option as choose_option
+    from tokenscale.core.shape import ModelShape as ModelShape
     from tokenscale.core.step import Step as Step
     from tokenscale.core.step import Work as Work
     from tokenscale.core.strategy import Aggregator as Aggregator
@@ -116,13 +116,14 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "core.backend": "Backend Completion",
-    "core.cost": "Cached Cost ModelShape Prefill Usage",
+    "core.cost": "Cached Cost Prefill Usage",
     "core.data": "Ask Candidate Prompt Result RoutingStats Trace",
     "core.errors": "ArgumentError CapabilityError ModelError PipelineError PromptError RecipeError RoutingError "
     "TokenscaleError TokenscaleWarning UnknownNameError",
     "core.model": "LanguageModel ROUTING_NOISE State",
     "core.plan": "Dropout Routing RowPlan",
     "core.score": "Chosen Score choose_option",
+    "core.shape": "ModelShape",
     "core.step": "Step Work",
     "core.noise": "Stream",
     "core.strategy": "Aggregator Asks Choice Decoder Kind Proposals Rows SequenceStrategy Stage TokenProposer "

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenscale.core.cost import Cached, Cost, Lane, Ledger, ModelShape, Prefill, Usage
+from tokenscale.core.cost import Cached, Cost, Lane, Ledger, Prefill, Ran, Usage
+from tokenscale.core.shape import ModelShape
 
 SHAPE = ModelShape(
     dense_flops=100,
@@ -110,6 +111,22 @@ def test_beams_are_billed_each() -> None:
     assert bill.bytes == 2 * 1000 + 5 * 10 + (3 + 3 + 2) * 4 + (3 + 2 + 2) * 2
 
 
+def test_forwards_of_a_step_are_billed_each() -> None:
+    """The second of two steps takes three forwards, the last of one beam alone."""
+    marks = packed([[{0}, {0}], [{0, 1}, {0}], [{1}, {0}], [{1, 2}, set()]])
+    cached = Cached("model", SHAPE, (1, 2, 3), Prefill(NO_EXPERTS, 0))
+    later = (Ran(2, 2, 8, marks[2], beams=2), Ran(1, 1, 4, marks[3]))
+    steps = [Ran(1, 1, 4, marks[0]), Ran(2, 2, 8, marks[1], later)]
+    lane = Lane.of(cached, steps, (1, 2))
+    assert (lane.steps, lane.rows, lane.beams, lane.forwards) == (2, (1, 2, 2, 1), (1, 2, 2, 1), (1, 3))
+    bill = Usage((lane,)).decode_cost()
+    assert (bill.new_tokens, bill.rows, bill.sequential_steps, bill.expert_loads) == (3, 6, 4, 2 + 3 + 2 + 2)
+    assert bill.flops == (170 + 2 * 3 + 3) + 5 * (170 + 2 * 4 + 3)
+    # Every forward of the second step reads the prompt's 3 keys once (the window 2), and its beams' own token.
+    keys = (3 + 3 + 3 + 3 + 2 + 2 + 1) * 4 + (3 + 2 + 2 + 2 + 2 + 2 + 1) * 2
+    assert bill.bytes == 4 * 1000 + 9 * 10 + keys
+
+
 def test_a_dense_model_loads_no_experts() -> None:
     shape = ModelShape(100, 50, 0, ((2, None),), 700, 300, 0, 4, 0, 0, 0)
     usage = used((1, 2), (1, 1), np.zeros((2, 0, 0), np.uint8), np.zeros((0, 0), np.uint8), shape=shape)
@@ -130,17 +147,25 @@ OTHER = ModelShape(7, 11, 24, ((5, None),), 250, 50, 30, 9, moe_layers=2, expert
 
 @st.composite
 def lanes(draw: st.DrawFn, steps: int, beams: tuple[int, ...], model: str) -> Lane:
+    forwards = draw(st.sampled_from([(), tuple(draw(st.lists(st.integers(1, 3), min_size=steps, max_size=steps)))]))
+    every = sum(forwards) if forwards else steps
+    if beams and forwards:
+        later = st.integers(1, 3)
+        beams = tuple(draw(later) if i else b for b, of in zip(beams, forwards, strict=True) for i in range(of))
     bits = st.integers(0, 255)
-    experts = np.array(draw(st.lists(bits, min_size=4 * steps, max_size=4 * steps)), np.uint8)
-    experts = (experts.reshape(steps, 2, 2) & [255, 0b11000000]).astype(np.uint8)
+    experts = np.array(draw(st.lists(bits, min_size=4 * every, max_size=4 * every)), np.uint8)
+    experts = (experts.reshape(every, 2, 2) & [255, 0b11000000]).astype(np.uint8)
     prompt = draw(st.sampled_from(PROMPTS))
     # What a prefill runs is a function of the prompt.
     prefill = np.array([[len(prompt), 0], [prompt[-1], 128]], np.uint8) if len(prompt) > 1 else NO_EXPERTS
     source = draw(st.sampled_from(["", "noise"]))
     shape = {"main": SHAPE, "second": OTHER}[model]
     cached = Cached(model, shape, prompt, Prefill(prefill, 3 * (len(prompt) - 1)), source)
-    counts = st.lists(st.integers(0, 5), min_size=steps, max_size=steps).map(tuple)
-    return Lane(cached, draw(counts), draw(counts), draw(counts), experts, beams)
+    counts = st.lists(st.integers(0, 5), min_size=every, max_size=every).map(tuple)
+    rows = draw(counts)
+    numbers = [i for of in forwards or [1] * steps for i in range(of)]
+    rows = tuple(max(count, bool(number)) for count, number in zip(rows, numbers, strict=True))
+    return Lane(cached, rows, draw(counts), draw(counts), experts, beams, forwards)
 
 
 @st.composite
@@ -168,11 +193,27 @@ def plain_bill(entries: list[tuple[Usage, int]]) -> dict[str, float]:
             bill_prefill(bill, cached)
         bill["sequential_steps"] += any(len(c.prompt) > 1 for c in fresh.values())
         live = [(u, time - start) for u, start in entries if 0 <= time - start < u.steps]
-        for model in ("main", "second"):
-            bill_step(bill, [(x, step) for u, step in live for x in u.lanes if x.cached.model == model])
-        bill["new_tokens"] += sum(u.lanes[0].beams[step] if u.lanes[0].beams else 1 for u, step in live)
-        bill["sequential_steps"] += bool(live)
+        for number in range(3):
+            for model in ("main", "second"):
+                own = [(x, step) for u, step in live for x in u.lanes if x.cached.model == model]
+                bill_forward(bill, [(x, step, place(x, step, number)) for x, step in own if number < took(x, step)])
+            bill["sequential_steps"] += any(number < took(x, step) for u, step in live for x in u.lanes)
+        bill["new_tokens"] += sum(beams_of(u.lanes[0], place(u.lanes[0], step, 0)) for u, step in live)
     return bill
+
+
+def took(lane: Lane, step: int) -> int:
+    """Forwards of one step."""
+    return lane.forwards[step] if lane.forwards else 1
+
+
+def place(lane: Lane, step: int, number: int) -> int:
+    """Where a lane records a step's forward."""
+    return sum(took(lane, earlier) for earlier in range(step)) + number
+
+
+def beams_of(lane: Lane, forward: int) -> int:
+    return lane.beams[forward] if lane.beams else 1
 
 
 def bill_prefill(bill: dict[str, float], cached: Cached) -> None:
@@ -188,31 +229,31 @@ def bill_prefill(bill: dict[str, float], cached: Cached) -> None:
     bill["flops"] += sum(seen(shape, context) for context in range(1, tokens))
 
 
-def bill_step(bill: dict[str, float], live: list[tuple[Lane, int]]) -> None:
-    """Enters one step of one model's caches."""
-    running = [(lane, step) for lane, step in live if lane.rows[step]]
-    loads = {e for lane, step in live for e in unpacked(lane.experts[step])}
+def bill_forward(bill: dict[str, float], live: list[tuple[Lane, int, int]]) -> None:
+    """Enters one forward of one model's caches: of each the step, and where the forward is recorded."""
+    running = [(lane, step, i) for lane, step, i in live if lane.rows[i]]
+    loads = {e for lane, _, i in live for e in unpacked(lane.experts[i])}
     shape = live[0][0].cached.shape if live else SHAPE
-    for lane, step in live:
-        bill["flops"] += lane.rows[step] * (shape.dense_flops + seen(shape, len(lane.cached.prompt) + step))
-        bill["flops"] += lane.heads[step] * shape.head_flops + lane.runs[step] * expert_flops(shape)
-        bill["rows"] += lane.rows[step]
+    for lane, step, i in live:
+        bill["flops"] += lane.rows[i] * (shape.dense_flops + seen(shape, len(lane.cached.prompt) + step))
+        bill["flops"] += lane.heads[i] * shape.head_flops + lane.runs[i] * expert_flops(shape)
+        bill["rows"] += lane.rows[i]
     kinds = [(4, 10**6), (2, 3)] if shape is SHAPE else [(9, 10**6)]
     bill["bytes"] += sum(size * keys_read(running, window) for size, window in kinds)
     bill["expert_loads"] += len(loads)
     bill["bytes"] += len(loads) * shape.expert_bytes + bool(running) * (shape.dense_bytes + shape.head_bytes)
 
 
-def keys_read(running: list[tuple[Lane, int]], window: int) -> int:
+def keys_read(running: list[tuple[Lane, int, int]], window: int) -> int:
     """Places within the window, one by one: those of a prompt are a set, the others every beam's own."""
     shared, own = set(), 0
-    for lane, step in running:
+    for lane, step, forward in running:
         prompt, context = lane.cached.prompt, len(lane.cached.prompt) + step
         for place in range(max(context - window, 0), context):
             if place < len(prompt):
                 shared.add((prompt, lane.cached.source, place))
             else:
-                own += lane.beams[step] if lane.beams else 1
+                own += beams_of(lane, forward)
     return len(shared) + own
 
 

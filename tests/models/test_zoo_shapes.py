@@ -13,8 +13,8 @@ from tests.models.test_forms_zoo import CHANGES
 from tests.models.test_router_checkpoints import Linear4bit, mxfp4
 from tests.models.test_shape import count
 from tests.models.zoo import ZOO, tiny_model
-from tokenscale.core.cost import ModelShape
 from tokenscale.core.plan import Routing
+from tokenscale.core.shape import ModelShape
 from tokenscale.models.routers import Router, find_routers, watch
 from tokenscale.models.shape import model_shape
 from tokenscale.models.supported import bill_note, cache_form, cache_keyword

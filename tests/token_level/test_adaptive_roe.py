@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -17,6 +17,7 @@ from tokenscale.core.data import Ask, Prompt, RoutingStats
 from tokenscale.core.decode import LocalBackend
 from tokenscale.core.errors import ArgumentError, PipelineError
 from tokenscale.core.noise import CHECK_DOMAIN, RowNoiseReader
+from tokenscale.core.plan import PLAIN
 from tokenscale.models.toy import ToyModel
 from tokenscale.pipeline import Pipeline
 from tokenscale.sequence_level.self_consistency import SelfConsistency
@@ -119,6 +120,59 @@ def test_what_the_chunks_run_is_billed_once_each() -> None:
     sharp = ToyModel(("a", "b", "1"), spelling="", moe_layers=3, sharpness=60.0)
     _, [work] = AdaptiveRoE(8, 1e-6).start(sharp, [(1, 2)], [STREAM]).propose(torch.tensor([2]))
     assert (int(work.rows), int(work.runs), int(work.choices)) == (5, 5 * 3 * 2, 4 * 1)
+
+
+class Watched(ToyModel):
+    """Notes what every forward ran: whether it stored its token, its rows, and its experts as (layer, expert)."""
+
+    forwards: ClassVar[list[tuple[bool, int, set[tuple[int, ...]]]]] = []
+
+    def step(self, state: Any, tokens: Any, plan: Any = PLAIN) -> Any:
+        found = super().step(state, tokens, plan)
+        assert found.experts is not None
+        assert len(tokens) == 1
+        self.forwards.append((plan.commit, plan.n, set(map(tuple, found.experts.nonzero()[:, 2:].tolist()))))
+        return found
+
+
+@pytest.mark.parametrize(
+    "stages",
+    [
+        (AdaptiveRoE(8, 1.0, 0, chunk=1), Greedy()),
+        (AdaptiveRoE(5, 1.0, 0, exact=False, threshold=0.12, audit=0.1), Sample(1.0), SelfConsistency(3)),
+    ],
+    ids=["chunks", "gate, three samples"],
+)
+def test_every_forward_of_a_token_is_billed(stages: Any) -> None:
+    """Weights, cache and steps of forwards counted one by one, in lockstep: the first ones together, and so on."""
+    lm = Watched(("a", "b", "1"), spelling="", moe_layers=3, sharpness=2.0)
+    Watched.forwards.clear()
+    pipe, prompt = Pipeline(*stages), [Prompt(token_ids=(1,))]  # one token: nothing is prefilled
+    [result] = pipe.run(lm, prompt, max_new_tokens=9, batch_size=1)
+    noted, candidates = list(Watched.forwards), list[list[list[tuple[int, set[Any]]]]]()
+    for texts in (c.token_ids for c in result.candidates):
+        steps: list[Any] = []
+        while noted and (len(steps) < len(texts) or not noted[0][0]):
+            commit, *ran = noted.pop(0)
+            steps = [*steps, []] if commit else steps
+            steps[-1].append(ran)
+        candidates.append(steps)
+    assert not noted
+    shape, bill = lm.shape, dict.fromkeys(("bytes", "expert_loads", "rows", "sequential_steps"), 0.0)
+    for time in range(9):
+        for number in range(8):
+            live = [c[time][number] for c in candidates if time < len(c) and number < len(c[time])]
+            loads = len(set().union(*(experts for _, experts in live)))
+            keys = 1 + time * len(live)  # the prompt's once, and of every candidate its own
+            weights = shape.dense_bytes + shape.head_bytes + loads * shape.expert_bytes
+            bill["bytes"] += bool(live) * (weights + keys * shape.kv_bytes)
+            bill["expert_loads"] += loads
+            bill["rows"] += sum(rows for rows, _ in live)
+            bill["sequential_steps"] += bool(live)
+    assert len({len(step) for c in candidates for step in c}) > 1
+    assert {name: getattr(result.cost, name) for name in bill} == bill
+    plain = ToyModel(("a", "b", "1"), spelling="", moe_layers=3, sharpness=2.0)
+    assert pipe.run(plain, prompt, max_new_tokens=9)[0].cost == result.cost
 
 
 GATES = [

@@ -1,9 +1,10 @@
 """What an answer costs, in units that do not depend on batch, machine or schedule.
 
 All figures are for the scenario *alone*: one problem by itself, all its live candidates and rows in
-lockstep, one prefill per distinct prompt shared by all, no padding. A step's experts are the union
-over everything that runs in it, taken from the experts recorded per candidate, step and layer. So
-bills of different problems add up; within a problem `bytes` and `expert_loads` are unions, not sums.
+lockstep, one prefill per distinct prompt shared by all, no padding. Where a step takes several forwards,
+the first ones of all candidates are one, the second ones another. A forward's experts are the union over
+everything that runs in it, taken from the experts recorded per candidate, forward and layer. So bills
+of different problems add up; within a problem `bytes` and `expert_loads` are unions, not sums.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from tokenscale.core.shape import ModelShape
+
 Packed = NDArray[np.uint8]
 
 
@@ -23,14 +26,14 @@ class Cost:
     """A bill; bills of different problems add with `+`.
 
     flops: floating-point operations, a multiply-add being 2 (matrix products only).
-    bytes: what an ideal kernel must read: weights once per forward (of experts the union), and once per
-        step the keys and values in each layer's window, a shared prompt's once for all that share it.
+    bytes: what an ideal kernel must read: weights once per forward (of experts the union), and as often the keys
+        and values in each layer's window, a shared prompt's once for all that share it.
     expert_loads: distinct experts, summed over layers and forwards.
     prompt_tokens: prompt tokens prefilled or stepped, once per distinct prompt.
     new_tokens: tokens generated, discarded candidates and beams included (a beam counts once per step).
     rows: token rows run while decoding (n per token under RoE(n)).
-    sequential_steps: forwards that must follow one another: decoding steps, and a prefill at each time
-        at which a prompt is new.
+    sequential_steps: forwards that must follow one another: those of decoding steps, one each unless a
+        proposer takes more (`AdaptiveRoE`), and a prefill at each time at which a prompt is new.
     """
 
     flops: float = 0.0
@@ -56,70 +59,6 @@ class Cost:
 
     def to_dict(self) -> dict[str, float]:
         return asdict(self)
-
-
-@dataclass(frozen=True)
-class ModelShape:
-    """A model's size as the bill needs it; a "row" is one token position of one forward.
-
-    dense_flops: per row, all matrix products but attention scores, experts and lm_head.
-    head_flops: per row whose logits are computed.
-    expert_flops: per row, the top-k experts of all MoE layers together.
-    attention: (FLOPs per row and visible key, sliding window in keys or None), one pair per kind.
-    dense_bytes, expert_bytes, head_bytes: weights outside experts and lm_head (the input embedding table
-        left out), of ONE expert of one layer, and of lm_head, which a prefill does not read.
-    kv_bytes: keys and values of one cached token, all layers; a kind's share is its share of FLOPs.
-    moe_layers, experts, top_k: 0 for a dense model.
-    """
-
-    dense_flops: float
-    head_flops: float
-    expert_flops: float
-    attention: tuple[tuple[float, int | None], ...]
-    dense_bytes: float
-    head_bytes: float
-    expert_bytes: float
-    kv_bytes: float
-    moe_layers: int
-    experts: int
-    top_k: int
-
-    def attention_flops(self, contexts: Sequence[int] | range) -> NDArray[np.float64]:
-        """Per row that sees so many keys (its own included), for each entry of `contexts`."""
-        keys, total = np.asarray(contexts, np.float64), np.zeros(len(contexts))
-        for per_key, window in self.attention:
-            total += per_key * (keys if window is None else np.minimum(keys, window))
-        return total
-
-    @property
-    def run_flops(self) -> float:
-        """FLOPs of one row in ONE expert of one layer."""
-        return self.expert_flops / (self.moe_layers * self.top_k) if self.moe_layers else 0.0
-
-    def decode_flops(
-        self,
-        rows: Sequence[int],
-        context: int,
-        heads: Sequence[int] | None = None,
-        runs: Sequence[int] | None = None,
-    ) -> float:
-        """Decoding steps of `rows[i]` rows, each row of step i seeing `context + i` keys (its own included).
-
-        `heads[i]` rows have their logits computed (None: all) and `runs[i]` products of a row with an
-        expert are made (None: top-k in every MoE layer).
-        """
-        scores = self.attention_flops(range(context, context + len(rows)))
-        per_row = self.dense_flops + scores
-        full = self.moe_layers * self.top_k * np.asarray(rows, np.float64)
-        products = full if runs is None else np.asarray(runs, np.float64)
-        head = np.asarray(rows if heads is None else heads, np.float64).sum() * self.head_flops
-        return float(np.asarray(rows, np.float64) @ per_row + products.sum() * self.run_flops + head)
-
-    def prefill_flops(self, tokens: int, runs: int | None = None) -> float:
-        """`tokens` prompt positions under the causal mask, without logits; `runs` as in `decode_flops`."""
-        scores = float(self.attention_flops(range(1, tokens + 1)).sum())
-        products = self.moe_layers * self.top_k * tokens if runs is None else runs
-        return tokens * self.dense_flops + products * self.run_flops + scores
 
 
 @dataclass(frozen=True)
@@ -153,21 +92,27 @@ class Cached:
 
 @dataclass(frozen=True)
 class Ran:
-    """What one step ran over one cache, for all beams of a group: counts, and experts as packed bits."""
+    """What a forward of a step ran over one cache, for all beams of a group: counts, and experts as packed bits.
+
+    `later` are the step's other forwards over the same cache, in order, where it took several; `beams` says
+    how many beams such a later one ran.
+    """
 
     rows: int
     heads: int
     runs: int
     experts: Packed
+    later: tuple[Ran, ...] = ()
+    beams: int = 1
 
 
 @dataclass(frozen=True)
 class Lane:
-    """What really ran over one cache, step by step.
+    """What really ran over one cache, forward by forward.
 
-    `rows[i]` rows, `heads[i]` of them with logits, `runs[i]` products of a row with an expert, `experts`
-    as packed bits, shape [steps, moe_layers, ceil(experts / 8)]; `beams[i]` the beams that step i
-    ran, where they were not one.
+    Forward i ran `rows[i]` rows, `heads[i]` of them with logits, `runs[i]` products of a row with an expert,
+    and `experts[i]` as packed bits, shape [forwards, moe_layers, ceil(experts / 8)]; `beams[i]` the beams
+    that it ran, where they were not one. Step i took `forwards[i]` of them, where it was not one each.
     """
 
     cached: Cached
@@ -176,17 +121,25 @@ class Lane:
     runs: tuple[int, ...]
     experts: Packed
     beams: tuple[int, ...] = ()
+    forwards: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, cached: Cached, ran: Sequence[Ran], beams: tuple[int, ...]) -> Lane:
-        """A lane of its steps."""
+        """A lane of its steps; `beams[i]` those of step i."""
+        every = [forward for step in ran for forward in (step, *step.later)]
+        several = len(every) > len(ran)
+        if several:
+            firsts = beams or (1,) * len(ran)
+            pairs = zip(firsts, ran, strict=True)
+            beams = tuple(count for first, step in pairs for count in (first, *(r.beams for r in step.later)))
         return cls(
             cached,
-            rows=tuple(r.rows for r in ran),
-            heads=tuple(r.heads for r in ran),
-            runs=tuple(r.runs for r in ran),
-            experts=np.stack([r.experts for r in ran]),
+            rows=tuple(r.rows for r in every),
+            heads=tuple(r.heads for r in every),
+            runs=tuple(r.runs for r in every),
+            experts=np.stack([r.experts for r in every]),
             beams=beams,
+            forwards=tuple(1 + len(step.later) for step in ran) if several else (),
         )
 
     @property
@@ -196,6 +149,24 @@ class Lane:
     @property
     def ran(self) -> NDArray[np.bool_]:
         return np.asarray(self.rows) > 0
+
+    @property
+    def steps(self) -> int:
+        return len(self.forwards or self.rows)
+
+    @property
+    def places(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Of every forward the step that it belongs to, and its number within the step (0 is the first)."""
+        counts = np.asarray(self.forwards or [1] * len(self.rows), np.int64)
+        first = np.cumsum(counts) - counts
+        return np.repeat(np.arange(len(counts)), counts), np.arange(len(self.rows)) - np.repeat(first, counts)
+
+    @property
+    def flops(self) -> float:
+        """Those of all its forwards. A step's rows all see the same number of keys."""
+        steps, _ = self.places
+        rows, heads, runs = (np.bincount(steps, values).tolist() for values in (self.rows, self.heads, self.runs))
+        return self.cached.shape.decode_flops(rows, len(self.cached.prompt), heads, runs)
 
 
 @dataclass(frozen=True)
@@ -210,7 +181,7 @@ class Usage:
 
     @property
     def steps(self) -> int:
-        return len(self.lanes[0].rows)
+        return self.lanes[0].steps
 
     def decode_cost(self) -> Cost:
         """The bill of decoding this candidate by itself, its prefill left out."""
@@ -253,15 +224,30 @@ class Ledger:
             return Cost()
         end = max(start + usage.steps for start, usage in self._entries)
         models: dict[str, list[tuple[int, Lane]]] = {}
+        live = np.zeros((end, _most(lane for _, usage in self._entries for lane in usage.lanes)), np.bool_)
+        new_tokens = 0
         for start, usage in self._entries:
+            live[start : start + usage.steps, 0] = True
+            new_tokens += int(usage.lanes[0].beam_counts[usage.lanes[0].places[1] == 0].sum())
             for lane in usage.lanes:
                 models.setdefault(lane.cached.model, []).append((start, lane))
+                live[_when(start, lane)] = True
         parts = [_decode_cost(lanes, end) for lanes in models.values()]
-        live = np.zeros(end, np.bool_)
-        for start, usage in self._entries:
-            live[start : start + usage.steps] = True
-        new_tokens = sum(int(usage.lanes[0].beam_counts.sum()) for _, usage in self._entries)
         return replace(Cost.total(parts), new_tokens=new_tokens, sequential_steps=int(live.sum()))
+
+
+def _most(lanes: Iterable[Lane]) -> int:
+    """The most forwards that a step took."""
+    return max(max(lane.forwards, default=1) for lane in lanes)
+
+
+def _when(start: int, lane: Lane) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The time of every forward of a lane that began at `start`, and its number among those of that time.
+
+    Forwards of one time and number run together: what they read is read once.
+    """
+    steps, numbers = lane.places
+    return start + steps, numbers
 
 
 def _prefill_cost(cached: Cached) -> Cost:
@@ -276,28 +262,32 @@ def _prefill_cost(cached: Cached) -> Cost:
 def _decode_cost(lanes: Sequence[tuple[int, Lane]], end: int) -> Cost:
     """FLOPs, bytes, experts and rows of all lanes of one model, in a run of `end` steps."""
     shape = lanes[0][1].cached.shape
-    union = np.zeros((end, *lanes[0][1].experts.shape[1:]), np.uint8)
-    live = np.zeros(end, np.bool_)
+    size = (end, _most(lane for _, lane in lanes))
+    union = np.zeros((*size, *lanes[0][1].experts.shape[1:]), np.uint8)
+    live = np.zeros(size, np.bool_)
     for start, lane in lanes:
-        times = slice(start, start + len(lane.rows))
-        union[times] |= lane.experts
-        live[times] |= lane.ran
-    flops = [shape.decode_flops(lane.rows, len(lane.cached.prompt), lane.heads, lane.runs) for _, lane in lanes]
+        when = _when(start, lane)
+        union[when] |= lane.experts
+        live[when] |= lane.ran
     loads = popcount(union)
     read = int(live.sum()) * (shape.dense_bytes + shape.head_bytes) + loads * shape.expert_bytes
     scores = sum(per_key for per_key, _ in shape.attention)
-    read += sum(shape.kv_bytes * part / scores * _keys_read(lanes, window, end) for part, window in shape.attention)
-    return Cost(math.fsum(flops), read, loads, rows=sum(sum(lane.rows) for _, lane in lanes))
+    read += sum(shape.kv_bytes * part / scores * _keys_read(lanes, window, size) for part, window in shape.attention)
+    flops = math.fsum(lane.flops for _, lane in lanes)
+    return Cost(flops, read, loads, rows=sum(sum(lane.rows) for _, lane in lanes))
 
 
-def _keys_read(lanes: Sequence[tuple[int, Lane]], window: int | None, end: int) -> int:
-    """Keys read by layers of one window: a prompt's once for all that share it, those of beams one by one."""
+def _keys_read(lanes: Sequence[tuple[int, Lane]], window: int | None, size: tuple[int, int]) -> int:
+    """Keys read by layers of one window: a prompt's once for all that share it, those of beams one by one.
+
+    `size`: how many times there are, and the most forwards of one time.
+    """
     prompts, own = dict[Hashable, NDArray[np.int64]](), 0
     for start, lane in lanes:
-        steps, length = np.arange(len(lane.rows)), len(lane.cached.prompt)
-        visible = length + len(steps) if window is None else window
+        steps, length = lane.places[0], len(lane.cached.prompt)
+        visible = length + lane.steps if window is None else window
         of_prompt = np.clip(visible - steps, 0, length) * lane.ran
-        read = prompts.setdefault(lane.cached.content, np.zeros(end, np.int64))[start : start + len(steps)]
-        np.maximum(read, of_prompt, out=read)
+        read, when = prompts.setdefault(lane.cached.content, np.zeros(size, np.int64)), _when(start, lane)
+        read[when] = np.maximum(read[when], of_prompt)
         own += int((lane.beam_counts * lane.ran) @ np.minimum(steps, visible))
     return own + sum(int(read.sum()) for read in prompts.values())

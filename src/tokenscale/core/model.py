@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from jaxtyping import Int
 from torch import Tensor
 
-from tokenscale.core.cost import ModelShape, Prefill
+from tokenscale.core.cost import Prefill
 from tokenscale.core.data import Prompt
 from tokenscale.core.plan import PLAIN, Routing, RowPlan
+from tokenscale.core.shape import ModelShape
 from tokenscale.core.step import Step
 from tokenscale.core.thinking import ends_open, split
 

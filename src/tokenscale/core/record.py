@@ -24,6 +24,8 @@ from tokenscale.core.strategy import Rows
 if TYPE_CHECKING:
     from tokenscale.core.constraint import Guide
 
+Counts = tuple[list[int], list[int], list[int], Packed]
+
 
 @dataclass(frozen=True)
 class TokenRecord:
@@ -226,7 +228,7 @@ class StepRecords:
         self._changed: list[int] = sum(work.changed for work in works).tolist()  # type: ignore[union-attr]
         self._checked = _any([work.checked for work in works], len(log_probs))
         self._differed = _any([work.differed for work in works], len(log_probs))
-        self._ran = [(w.rows.tolist(), w.heads.tolist(), w.runs.tolist(), pack_experts(w.experts)) for w in works]
+        self._ran = [[_counts(forward) for forward in work.forwards or (work,)] for work in works]
         self._trace: list[tuple[float, float]] | None = None
         if trace:
             entropy, disagreement = entropy_and_disagreement(rows, log_probs)
@@ -234,7 +236,7 @@ class StepRecords:
 
     def ran(self, start: int, end: int) -> tuple[int, list[Ran]]:
         """Number of the beams at the places from `start` to `end`, and what they ran over each cache."""
-        return end - start, [_ran(part, start, end) for part in self._ran]
+        return end - start, [_ran(forwards, start, end) for forwards in self._ran]
 
     def token(self, place: int, token: int, near_tie: bool) -> TokenRecord:
         distinct = self._distinct[place]
@@ -259,12 +261,23 @@ def _any(marks: Sequence[Bool[Tensor, " beams"] | None], beams: int) -> list[boo
     return found
 
 
-def _ran(part: tuple[list[int], list[int], list[int], Packed], start: int, end: int) -> Ran:
-    rows, heads, runs, experts = part
+def _counts(work: Work) -> Counts:
+    return work.rows.tolist(), work.heads.tolist(), work.runs.tolist(), pack_experts(work.experts)
+
+
+def _ran(forwards: Sequence[Counts], start: int, end: int) -> Ran:
+    first, *others = (_ran_once(counts, start, end) for counts in forwards)
+    later = tuple(other for other in others if other.rows)
+    return replace(first, later=later) if later else first
+
+
+def _ran_once(counts: Counts, start: int, end: int) -> Ran:
+    rows, heads, runs, experts = counts
     if end == start + 1:
         return Ran(rows[start], heads[start], runs[start], experts[start])
     union = np.bitwise_or.reduce(experts[start:end])
-    return Ran(sum(rows[start:end]), sum(heads[start:end]), sum(runs[start:end]), union)
+    beams = sum(count > 0 for count in rows[start:end])
+    return Ran(sum(rows[start:end]), sum(heads[start:end]), sum(runs[start:end]), union, beams=beams)
 
 
 def entropy_and_disagreement(

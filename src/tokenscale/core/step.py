@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tokenscale.core.cost import ModelShape, Packed
+from tokenscale.core.cost import Packed
+from tokenscale.core.shape import ModelShape
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class Work:
     `rows` token rows, `heads` rows whose logits were computed, `runs` products of a row with an
     expert (summed over MoE layers), `experts` those that ran, of which noise made `choices`
     selections and `changed` so many of them. A proposer that saves rows says which tokens it `checked`
-    and which `differed` (see `RoutingStats`); None where none does.
+    and which `differed` (see `RoutingStats`); None where none does. `forwards` are the parts of a token's work
+    that followed one another; empty where it was one forward.
     """
 
     rows: Int[Tensor, " batch"]
@@ -30,9 +32,10 @@ class Work:
     changed: Int[Tensor, " batch"]
     checked: Bool[Tensor, " batch"] | None = None
     differed: Bool[Tensor, " batch"] | None = None
+    forwards: tuple[Work, ...] = ()
 
     def plus(self, other: Work) -> Work:
-        """Both, as the work of one token (a second forward over the same cache)."""
+        """Both, as the work of one token: another forward over the same cache after this one."""
         return Work(
             self.rows + other.rows,
             self.heads + other.heads,
@@ -40,6 +43,7 @@ class Work:
             self.experts | other.experts,
             self.choices + other.choices,
             self.changed + other.changed,
+            forwards=(*(self.forwards or (self,)), other),
         )
 
 

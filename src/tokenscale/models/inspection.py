@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from tokenscale.core.cost import ModelShape
 from tokenscale.core.errors import ModelError, at_least
+from tokenscale.core.shape import ModelShape
 from tokenscale.models.blocks import find_blocks
 from tokenscale.models.experts import active_parameters, shared_experts
 from tokenscale.models.meta import COUNTED_AT, Measured, build, measure, read_config

@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tokenscale.core.cost import ModelShape, Prefill
+from tokenscale.core.cost import Prefill
 from tokenscale.core.plan import RowPlan
+from tokenscale.core.shape import ModelShape
 from tokenscale.core.step import Step, no_experts, pack_experts
 from tokenscale.models.blocks import Blocks, dropped, early
 from tokenscale.models.routers import Router, RoutingRecord, watch

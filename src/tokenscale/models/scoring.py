@@ -16,10 +16,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tokenscale.core.cost import Cost, ModelShape, Packed, Prefill, popcount
+from tokenscale.core.cost import Cost, Packed, Prefill, popcount
 from tokenscale.core.errors import ArgumentError, ModelError
 from tokenscale.core.model import LanguageModel
 from tokenscale.core.plan import RowPlan
+from tokenscale.core.shape import ModelShape
 from tokenscale.core.step import Work, pack_experts
 from tokenscale.core.stepped import Given, Outcome
 from tokenscale.core.strategy import Aggregator, Rows, TokenProposer, start_all

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tokenscale.core.cost import ModelShape
+from tokenscale.core.shape import ModelShape
 from tokenscale.models.experts import expert_holders
 from tokenscale.models.routers import Router
 

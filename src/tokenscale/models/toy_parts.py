@@ -9,10 +9,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenscale.core.cost import ModelShape, Prefill
+from tokenscale.core.cost import Prefill
 from tokenscale.core.errors import ModelError
 from tokenscale.core.model import State
 from tokenscale.core.plan import Routing
+from tokenscale.core.shape import ModelShape
 
 Array = NDArray[np.float64]
 Marks = NDArray[np.bool_]

@@ -41,10 +41,10 @@ class AdaptiveRoE(NoisyRows):
     same; there the result counts for how many the most likely token of all rows is another than the
     clean row's (`routing.checked`, `routing.differed`, and a note).
 
-    The other parameters are RoE's. `Trace.rows` and `Cost.rows` say what ran. Cost: a forward for each
-    chunk, which stores nothing. The bill counts a token's forwards as one: FLOPs, rows and experts
-    exactly, weights and cache read once. In a batch the step goes on until no token needs more rows;
-    rows run for tokens that need none are padding.
+    The other parameters are RoE's. `Trace.rows` and `Cost.rows` say what ran. Cost: a forward for the first
+    rows and one for each chunk, which follow one another: each reads the weights and the cache, and is
+    one of `Cost.sequential_steps`. In a batch the step goes on until no token needs more rows; rows
+    run for tokens that need none are padding.
     """
 
     exact: bool = field(default=True, kw_only=True)
