@@ -13,10 +13,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
-from tokenscale.core.cost import Cached, Lane, ModelShape, Prefill, Usage
+from tokenscale.core.cost import Cached, Lane, Prefill, Usage
 from tokenscale.core.data import Prompt
 from tokenscale.core.errors import ModelError, PromptError
 from tokenscale.core.reward import Graded, RewardModel, set_reward_opener
+from tokenscale.core.shape import ModelShape
 from tokenscale.core.step import no_experts, pack_experts
 from tokenscale.models.checkpoint import read_checkpoint
 from tokenscale.models.fingerprint import fingerprint
