@@ -42,6 +42,12 @@ class ModelShape:
             total += per_key * (keys if window is None else np.minimum(keys, window))
         return total
 
+    def cached_bytes(self, tokens: int) -> float:
+        """Keys and values of so many tokens, as far as the layers' windows reach."""
+        scores = sum(per_key for per_key, _ in self.attention)
+        seen = ((part, tokens if window is None else min(tokens, window)) for part, window in self.attention)
+        return sum(self.kv_bytes * part / scores * keys for part, keys in seen)
+
     @property
     def run_flops(self) -> float:
         """FLOPs of one row in ONE expert of one layer."""
