@@ -195,8 +195,8 @@ def plain_bill(entries: list[tuple[Usage, int]]) -> dict[str, float]:
         live = [(u, time - start) for u, start in entries if 0 <= time - start < u.steps]
         for number in range(3):
             for model in ("main", "second"):
-                own = [(x, step) for u, step in live for x in u.lanes if x.cached.model == model]
-                bill_forward(bill, [(x, step, place(x, step, number)) for x, step in own if number < took(x, step)])
+                mine = [(x, step) for u, step in live for x in u.lanes if x.cached.model == model]
+                bill_forward(bill, [(x, step, place(x, step, number)) for x, step in mine if number < took(x, step)])
             bill["sequential_steps"] += any(number < took(x, step) for u, step in live for x in u.lanes)
         bill["new_tokens"] += sum(beams_of(u.lanes[0], place(u.lanes[0], step, 0)) for u, step in live)
     return bill
