@@ -134,6 +134,7 @@ MATHEMATICS_IN_TEXTS = [
     ("Therefore $x=5$.", "5"),
     ("It costs $5, then $6, so $x$ is good", "x"),
     ("We have $x=3$. So Tom has 5 apples", "5"),
+    (r"So $\dfrac{\pi}2$.", r"\frac{\pi}{2}"),
     ("So we get\n\nx^2 + 1", "x^2+1"),
     (r"hence \(a + b\) it is", "a+b"),
     (r"\boxed{no solution}", r"\text{no solution}"),

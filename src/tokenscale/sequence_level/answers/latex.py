@@ -15,8 +15,9 @@ from tokenscale.sequence_level.answers.text import last_lines, normal_text, sent
 
 _WORDS = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mbox)\s?\{([^{}]{0,200})\}")
 _FUNCTIONS = "arc(?:sin|cos|tan)|sin|cos|tan|cot|sec|csc|log|exp|max|min|lim|gcd|lcm|mod|det|inf|sup"
+# Words: three letters or more that name no function, or one of a few that are no product of variables.
 _PROSE = re.compile(
-    rf"(?<![A-Za-z\\])(?!(?:{_FUNCTIONS})(?![A-Za-z]))(?:[^\W\d_]{{3,}}|(?:is|it|so|of|we|he|to|by|at)\b)"
+    rf"(?<![A-Za-z\\])(?!(?:{_FUNCTIONS})(?![A-Za-z]))[^\W\d_]{{3,}}|(?<!\S)(?i:is|it|so|of|we|to|if|in|as)(?=\s)"
 )
 _COMMANDS = re.compile(r"\\(?:(?:begin|end)\s?\{[A-Za-z*]{1,20}\}|[A-Za-z]+)")
 # A longer expression is no answer, and slow to normalise.
