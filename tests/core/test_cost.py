@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import takewhile
 
 import numpy as np
 import pytest
@@ -174,7 +175,8 @@ def usages(draw: st.DrawFn) -> Usage:
     beams = tuple(draw(st.lists(st.integers(1, 3), min_size=steps, max_size=steps)))
     beams = draw(st.sampled_from([(), beams]))
     models = draw(st.lists(st.sampled_from(["main", "second"]), min_size=1, max_size=3))
-    return Usage(tuple(draw(lanes(steps, beams, model)) for model in models))
+    texts = draw(st.lists(st.lists(st.integers(2, 4), max_size=3).map(tuple), max_size=2))
+    return Usage(tuple(draw(lanes(steps, beams, model)) for model in models), tuple(texts))
 
 
 entered = st.lists(st.tuples(usages(), st.integers(0, 5)), min_size=1, max_size=6)
@@ -185,13 +187,16 @@ def plain_bill(entries: list[tuple[Usage, int]]) -> dict[str, float]:
     bill = {"flops": 0.0, "bytes": 0.0, "expert_loads": 0, "prompt_tokens": 0}
     bill |= {"new_tokens": 0, "rows": 0, "sequential_steps": 0}
     known: set[object] = set()
+    earlier: list[tuple[str, tuple[int, ...]]] = []
     for time in range(20):
+        ended = [u for u, start in entries if start + u.steps == time]
         starting = [lane.cached for u, start in entries if start == time for lane in u.lanes]
-        fresh = {(c.model, c.prompt, c.source): c for c in starting if (c.model, c.prompt, c.source) not in known}
-        known |= set(fresh)
-        for cached in fresh.values():
-            bill_prefill(bill, cached)
-        bill["sequential_steps"] += any(len(c.prompt) > 1 for c in fresh.values())
+        clean = [(lane.cached, text) for u in ended for lane in u.lanes for text in u.texts if not lane.cached.source]
+        earlier += [(cached.model, (*cached.prompt, *text)) for cached, text in clean]
+        fresh = {(c.model, c.source, c.prompt): c for c in starting if (c.model, c.prompt, c.source) not in known}
+        known |= {(c.model, c.prompt, c.source) for c in fresh.values()}
+        waits = [bill_prefill(bill, fresh[key], earlier) for key in sorted(fresh)]
+        bill["sequential_steps"] += any(waits)
         live = [(u, time - start) for u, start in entries if 0 <= time - start < u.steps]
         for number in range(3):
             for model in ("main", "second"):
@@ -216,17 +221,29 @@ def beams_of(lane: Lane, forward: int) -> int:
     return lane.beams[forward] if lane.beams else 1
 
 
-def bill_prefill(bill: dict[str, float], cached: Cached) -> None:
-    """Enters one prompt."""
-    shape, tokens = cached.shape, len(cached.prompt)
-    bill["prompt_tokens"] += tokens
-    if tokens == 1:
-        return
-    count = len(unpacked(cached.prefill.experts))
-    bill["bytes"] += shape.dense_bytes + count * shape.expert_bytes
+def bill_prefill(bill: dict[str, float], cached: Cached, earlier: list[tuple[str, tuple[int, ...]]]) -> bool:
+    """Enters one prompt, but what an earlier sequence of its model has in common with it; whether any token ran."""
+    shape, prompt = cached.shape, cached.prompt
+    others = [ids for model, ids in earlier if model == cached.model] if cached.source == "" else []
+    if cached.source == "":
+        earlier.append((cached.model, prompt))
+    common = [
+        (sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(ids, prompt, strict=False))), ids)
+        for ids in others
+    ]
+    bill["prompt_tokens"] += len(prompt) - max((n for n, _ in common), default=0)
+    held = max((min(n, len(ids) - 1) for n, ids in common), default=0)
+    new = len(prompt) - 1 - held
+    if new <= 0:
+        return False
+    count, runs = len(unpacked(cached.prefill.experts)), cached.prefill.runs * new // (len(prompt) - 1)
+    count = min(count, runs) if held else count
+    kinds = [(4, 10**6), (2, 3)] if shape is SHAPE else [(9, 10**6)]
+    bill["bytes"] += shape.dense_bytes + count * shape.expert_bytes + sum(size * min(held, w) for size, w in kinds)
     bill["expert_loads"] += count
-    bill["flops"] += (tokens - 1) * shape.dense_flops + cached.prefill.runs * expert_flops(shape)
-    bill["flops"] += sum(seen(shape, context) for context in range(1, tokens))
+    bill["flops"] += new * shape.dense_flops + runs * expert_flops(shape)
+    bill["flops"] += sum(seen(shape, context) for context in range(held + 1, len(prompt)))
+    return True
 
 
 def bill_forward(bill: dict[str, float], live: list[tuple[Lane, int, int]]) -> None:

@@ -1,21 +1,23 @@
 """What an answer costs, in units that do not depend on batch, machine or schedule.
 
 All figures are for the scenario *alone*: one problem by itself, all its live candidates and rows in
-lockstep, one prefill per distinct prompt shared by all, no padding. Where a step takes several forwards,
-the first ones of all candidates are one, the second ones another. A forward's experts are the union over
-everything that runs in it, taken from the experts recorded per candidate, forward and layer. So bills
-of different problems add up; within a problem `bytes` and `expert_loads` are unions, not sums.
+lockstep, one prefill per distinct prompt shared by all, nothing prefilled that a cache of the problem
+holds, no padding. Where a step takes several forwards, the first ones of all candidates are one, the
+second ones another. A forward's experts are the union over everything that runs in it, taken from the
+experts recorded per candidate, forward and layer. So bills of different problems add up; within a
+problem `bytes` and `expert_loads` are unions, not sums.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tokenscale.core.held import Held
 from tokenscale.core.shape import ModelShape
 
 Packed = NDArray[np.uint8]
@@ -29,7 +31,8 @@ class Cost:
     bytes: what an ideal kernel must read: weights once per forward (of experts the union), and as often the keys
         and values in each layer's window, a shared prompt's once for all that share it.
     expert_loads: distinct experts, summed over layers and forwards.
-    prompt_tokens: prompt tokens prefilled or stepped, once per distinct prompt.
+    prompt_tokens: prompt tokens prefilled or stepped, once per distinct prompt; of a prompt that begins like
+        an earlier one, or goes on with an ended text, only the new ones.
     new_tokens: tokens generated, discarded candidates and beams included (a beam counts once per step).
     rows: token rows run while decoding (n per token under RoE(n)).
     sequential_steps: forwards that must follow one another: those of decoding steps, one each unless a
@@ -210,13 +213,35 @@ class Ledger:
 
     def bill(self) -> Cost:
         """The whole bill, prefills included."""
-        first: dict[Hashable, tuple[int, Cached]] = {}
-        for start, usage in sorted(self._entries, key=lambda entry: entry[0]):
-            for lane in usage.lanes:
-                first.setdefault(lane.cached.content, (start, lane.cached))
-        total = Cost.total([self.decode(), *(_prefill_cost(cached) for _, cached in first.values())])
-        times = {start for start, cached in first.values() if len(cached.prompt) > 1}
+        parts, times = [self.decode()], set[int]()
+        for start, cached, known, held in self._prefills():
+            parts.append(_prefill_cost(cached, known, held))
+            if len(cached.prompt) - 1 > held:
+                times.add(start)
+        total = Cost.total(parts)
         return replace(total, sequential_steps=total.sequential_steps + len(times))
+
+    def _prefills(self) -> Iterator[tuple[int, Cached, int, int]]:
+        """(time, cache, tokens of its prompt that are known by then, tokens that a cache holds) per distinct prompt.
+
+        With the clean cache keys and values are functions of the token ids, so what an earlier prompt or an ended
+        text has in common with a prompt is not prefilled again.
+        """
+        prompts = [(start, 1, lane.cached, ()) for start, usage in self._entries for lane in usage.lanes]
+        texts = [
+            (start + usage.steps, 0, lane.cached, text)
+            for start, usage in self._entries
+            for lane in usage.lanes
+            for text in usage.texts
+        ]
+        held, seen = Held(), set[Hashable]()
+        for time, is_prompt, cached, text in sorted([*prompts, *texts], key=_in_time):
+            shared = cached.source == ""
+            if is_prompt and cached.content not in seen:
+                seen.add(cached.content)
+                yield time, cached, *(held.of(cached.model, cached.prompt) if shared else (0, 0))
+            if shared:
+                held.add(cached.model, (*cached.prompt, *text))
 
     def decode(self) -> Cost:
         """Decoding alone: every step once, for all candidates and models that are live in it."""
@@ -250,13 +275,26 @@ def _when(start: int, lane: Lane) -> tuple[NDArray[np.int64], NDArray[np.int64]]
     return start + steps, numbers
 
 
-def _prefill_cost(cached: Cached) -> Cost:
-    tokens, shape = len(cached.prompt) - 1, cached.shape
-    if tokens == 0:
-        return Cost(prompt_tokens=1)
+def _in_time(event: tuple[int, int, Cached, tuple[int, ...]]) -> tuple[Hashable, ...]:
+    """Texts of one time before its prompts, those in an order of their own, so that the order of entry is none."""
+    time, is_prompt, cached, _ = event
+    return time, is_prompt, cached.model, str(cached.source), cached.prompt
+
+
+def _prefill_cost(cached: Cached, known: int, held: int) -> Cost:
+    """The prefill of a prompt of which so many tokens are known, and so many held by a cache.
+
+    Of the experts that the whole prompt ran as many are billed as its new tokens can have run, at most.
+    """
+    tokens, shape, prompt_tokens = len(cached.prompt) - 1, cached.shape, len(cached.prompt) - known
+    if tokens <= held:
+        return Cost(prompt_tokens=prompt_tokens)
+    runs = cached.prefill.runs * (tokens - held) // tokens
     loads = popcount(cached.prefill.experts)
-    weights = shape.dense_bytes + loads * shape.expert_bytes
-    return Cost(shape.prefill_flops(tokens, cached.prefill.runs), weights, loads, prompt_tokens=tokens + 1)
+    loads = min(loads, runs) if held else loads
+    flops = shape.prefill_flops(tokens, cached.prefill.runs) - shape.prefill_flops(held, cached.prefill.runs - runs)
+    read = shape.dense_bytes + loads * shape.expert_bytes + shape.cached_bytes(held)
+    return Cost(flops, read, loads, prompt_tokens=prompt_tokens)
 
 
 def _decode_cost(lanes: Sequence[tuple[int, Lane]], end: int) -> Cost:
