@@ -194,7 +194,7 @@ class LocalBackend(Backend):
         log_probs, allowed = self._permitted.of(beams, rows, log_probs, fell_back)
         records = StepRecords(rows, works, self._groups[0].cached, log_probs, fell_back, self._trace, self._signals)
         parents, done, start = list[int](), list[Completion](), 0
-        choices = self._choose(allowed)
+        choices = self._choose(allowed, log_probs)
         alive: list[Group] = []
         for group, choice in zip(self._groups, choices, strict=True):
             count = len(group.beams)
@@ -213,7 +213,9 @@ class LocalBackend(Backend):
         self._keep(parents, start)
         return done
 
-    def _choose(self, allowed: Float[Tensor, "beams vocab"]) -> Iterable[Ranked]:
+    def _choose(
+        self, allowed: Float[Tensor, "beams vocab"], log_probs: Float[Tensor, "beams vocab"]
+    ) -> Iterable[Ranked]:
         """What every group takes; groups of one decoder and like beams are chosen together."""
         kinds: dict[tuple[Decoder, tuple[int, ...]], list[tuple[int, int]]] = {}
         start = 0
@@ -225,7 +227,9 @@ class LocalBackend(Backend):
             choice = self._choose_alike(decoder, parts, members, allowed)
             count = len(members)
             scores = choice.scores.tolist() if choice.scores is not None else [None] * count
-            lists = (choice.parents.tolist(), choice.tokens.tolist(), scores, choice.margin.tolist())
+            places = torch.tensor([[start] for _, start in members]) + choice.parents
+            taken = log_probs[places, choice.tokens].tolist()
+            lists = (choice.parents.tolist(), choice.tokens.tolist(), taken, scores, choice.margin.tolist())
             chosen.update((place, Ranked(*f)) for (place, _), f in zip(members, zip(*lists, strict=True), strict=True))
         return [chosen[place] for place in range(len(self._groups))]
 
@@ -245,14 +249,14 @@ class LocalBackend(Backend):
         if decoder.random:
             readers = [g.uniforms for g in groups if g.uniforms is not None]
             uniforms = read_uniforms(readers, [g.beams[0].position for g in groups])
-        scores = torch.tensor([g.scores for g in groups]) if decoder.width > 1 else torch.zeros(len(groups), width)
+        scores = torch.tensor([g.scores for g in groups]) if groups[0].ranked else torch.zeros(len(groups), width)
         by_group = log_probs.view(len(groups), width, -1)
         return decoder.choose(by_group, scores, uniforms, parts, max(1, len(self._lm.eos_ids)))
 
     def _complete(self, group: Group) -> list[Completion]:
         """Stores what a finished search found; the completion, where it was its ask's last."""
         waiting = self._asks[group.ticket]
-        waiting.found[group.first] = group.close()
+        waiting.found[group.first] = group.close(self._lm)
         waiting.missing -= 1
         if waiting.missing:
             return []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from tokenscale.core.cost import Cached, Lane, Ran, Usage
 from tokenscale.core.data import Candidate
@@ -20,8 +21,17 @@ class Ranked:
 
     parents: list[int]
     tokens: list[int]
+    log_probs: list[float]
     scores: list[float] | None
     margin: float
+
+
+class Ended(NamedTuple):
+    """A finished text, and why it ended."""
+
+    rank: float
+    beam: Record
+    reason: str
 
 
 @dataclass
@@ -40,10 +50,15 @@ class Group:
     uniforms: UniformReader | None
     cached: tuple[Cached, ...] = ()
     ran: list[tuple[int, list[Ran]]] = field(default_factory=list)
-    finished: list[list[tuple[float, Candidate]]] = field(default_factory=list)
+    finished: list[list[Ended]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.finished = [[] for _ in range(self.decoder.parts)]
+
+    @property
+    def ranked(self) -> bool:
+        """Whether its decoder ranks beams."""
+        return self.decoder.ranks or self.decoder.width > 1
 
     @property
     def parts(self) -> tuple[int, ...]:
@@ -85,43 +100,44 @@ class Group:
                 continue
             origin = choice.parents[i]
             beam = before[origin].fork() if len(choice.tokens) > 1 else before[origin]
-            beam.add(lm, records.token(start + origin, choice.tokens[i], near_tie), score, part)
+            beam.add(lm, records.token(start + origin, choice.tokens[i], near_tie, choice.log_probs[i]), score, part)
             reason = beam.ending(lm)
             if reason is None and len(going) < width:
                 going.append(beam)
                 places.append(start + origin)
             elif reason is not None and number < width:
-                self._finish(lm, part, beam, reason, width)
-        if going and self._settled(part, going):
+                self._finish(part, beam, reason, width)
+        if going and self._settled(part, going[0]):
             return []
         self.beams += going
         return places
 
-    def _finish(self, lm: LanguageModel, part: int, beam: Record, reason: str, width: int) -> None:
+    def _finish(self, part: int, beam: Record, reason: str, width: int) -> None:
         rank = self.decoder.rank(beam.score, len(beam.tokens))
         ended = self.finished[part]
-        ended.append((rank, beam.finish(lm, reason)))
-        ended.sort(key=lambda pair: -pair[0])  # stable: of equals, the first to end stays first
+        ended.append(Ended(rank, beam, reason))
+        ended.sort(key=lambda one: -one.rank)  # stable: of equals, the first to end stays first
         del ended[width:]
 
-    def _settled(self, part: int, going: list[Record]) -> bool:
-        ranks = [rank for rank, _ in self.finished[part]]
-        best = max(going, key=lambda beam: beam.score)
-        return self.decoder.settled(ranks, best.score, len(best.tokens), best.limit)
+    def _settled(self, part: int, best: Record) -> bool:
+        ended = self.finished[part]
+        if not ended:
+            return False
+        return self.decoder.settled([one.rank for one in ended], best.score, len(best.tokens), best.limit)
 
-    def close(self) -> tuple[list[Candidate], Usage]:
+    def close(self, lm: LanguageModel) -> tuple[list[Candidate], Usage]:
         """The finished texts, best first, `decoder.num_return` at most, and what the search ran.
 
-        The first carries the bill of the whole search, dropped beams included. A decoder of several
-        results scores them; one that was asked for a single candidate gives them all as its members.
+        The first carries the bill of the whole search, dropped beams included. A decoder that ranks beams
+        scores them; one that was asked for a single candidate gives them all as its members.
         """
         beams = tuple(count for count, _ in self.ran)
-        ended = sorted((pair for part in self.finished for pair in part), key=lambda pair: -pair[0])
-        searched = self.decoder.width > 1
-        texts = tuple(c.token_ids for _, c in ended)
+        ended = sorted((one for part in self.finished for one in part), key=lambda one: -one.rank)
+        texts = tuple(one.beam.token_ids for one in ended)
         lanes = (Lane.of(cached, [step[i] for _, step in self.ran], beams) for i, cached in enumerate(self.cached))
         usage = Usage(tuple(lanes), texts)
-        found = [replace(c, score=rank) if searched else c for rank, c in ended[: self.decoder.num_return]]
+        given = ended[: self.decoder.num_return]
+        found = [replace(e.beam.finish(lm, e.reason), score=e.rank if self.ranked else None) for e in given]
         found[0] = replace(found[0], cost=usage.decode_cost(), notes=self._notes(len(found)))
         if self.wanted == 1 and len(found) > 1:
             found = [replace(found[0], members=tuple(found))]

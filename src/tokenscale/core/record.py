@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -91,8 +91,13 @@ class Record:
 
     def fork(self) -> Record:
         """An independent copy, its guide's state included."""
-        guide = self.guide.fork() if self.guide is not None else None
-        return replace(self, guide=guide, tokens=list(self.tokens))
+        other = object.__new__(Record)
+        # Every beam of every step is a fork, and `dataclasses.replace` takes six times as long.
+        other.__dict__.update(self.__dict__)
+        other.tokens = list(self.tokens)
+        if self.guide is not None:
+            other.guide = self.guide.fork()
+        return other
 
     def ending(self, lm: LanguageModel) -> str | None:
         """The finish reason, once there is one."""
@@ -218,6 +223,7 @@ class StepRecords:
         signals: Sequence[str] = (),
     ) -> None:
         self._log_probs, self._fell_back = log_probs, fell_back
+        self._routing: dict[int, RoutingStats] = {}
         recorded = [SIGNALS[name](log_probs).tolist() for name in signals]
         self._signals: list[tuple[float, ...]] = list(zip(*recorded, strict=True)) or [()] * len(log_probs)
         self._rows: list[int] = rows.valid.sum(-1).tolist()
@@ -238,21 +244,28 @@ class StepRecords:
         """Number of the beams at the places from `start` to `end`, and what they ran over each cache."""
         return end - start, [_ran(forwards, start, end) for forwards in self._ran]
 
-    def token(self, place: int, token: int, near_tie: bool) -> TokenRecord:
+    def token(self, place: int, token: int, near_tie: bool, log_prob: float | None = None) -> TokenRecord:
+        """Of a token that the beam at `place` takes; `log_prob` where it was read before, for all beams together."""
         distinct = self._distinct[place]
-        checked, differed = self._checked[place], self._differed[place]
-        routing = RoutingStats(
-            self._choices[place], self._changed[place], distinct, self._layers, int(checked), int(differed)
-        )
+        routing = self._routing.get(place) or self._routing_of(place)
         trace = None
         if self._trace is not None:
             trace = (*self._trace[place], distinct / self._layers if self._layers else float("nan"))
-        log_prob = float(self._log_probs[place, token])
+        if log_prob is None:
+            log_prob = float(self._log_probs[place, token])
         if math.isnan(log_prob):
             raise ModelError("the model's logits are not numbers (NaN)", "check the weights, or use a wider dtype")
         return TokenRecord(
             token, log_prob, near_tie, self._fell_back[place], self._rows[place], routing, trace, self._signals[place]
         )
+
+    def _routing_of(self, place: int) -> RoutingStats:
+        """The same for all tokens that may follow a beam."""
+        checked, differed = self._checked[place], self._differed[place]
+        self._routing[place] = stats = RoutingStats(
+            self._choices[place], self._changed[place], self._distinct[place], self._layers, int(checked), int(differed)
+        )
+        return stats
 
 
 def _any(marks: Sequence[Bool[Tensor, " beams"] | None], beams: int) -> list[bool]:

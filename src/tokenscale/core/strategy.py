@@ -228,11 +228,13 @@ class Decoder(Stage):
     A group holds `width` beams (1 for greedy decoding and sampling) in `parts` of equal width that end
     each by itself. Of a part's candidates, best first, those that end the text (end token, stop string,
     length) are finished if they stand among the first width / parts; of the others as many go on. `random`:
-    uses `uniforms`. `num_return`: the finished candidates that one search gives.
+    uses `uniforms`. `ranks`: uses `scores`, and its candidates carry what they were ranked by; of several beams
+    always. `num_return`: the finished candidates that one search gives.
     """
 
     kind: ClassVar[Kind] = Kind.DECODER
     random: ClassVar[bool] = False
+    ranks: ClassVar[bool] = False
 
     width: int = 1
     parts: int = 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Float64, Int
@@ -48,6 +48,8 @@ class BeamSearch(Decoder):
     Source: Lowerre 1976, "The Harpy speech recognition system"; the length penalty's form is that of
     transformers. Raises ArgumentError for parameters out of range.
     """
+
+    ranks: ClassVar[bool] = True
 
     width: int = field()
     length_penalty: float = 1.0

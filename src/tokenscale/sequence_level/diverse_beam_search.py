@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Float64
@@ -41,6 +42,8 @@ class DiverseBeamSearch(Decoder):
     Cost: as `BeamSearch(width)`. Source: Vijayakumar et al. 2016, arXiv 1610.02424, algorithm 1 and section
     "Hamming diversity". Raises ArgumentError for parameters out of range.
     """
+
+    ranks: ClassVar[bool] = True
 
     width: int = field()
     groups: int = field()
