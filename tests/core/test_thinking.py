@@ -47,6 +47,7 @@ CASES = [
     ("<think>a[/THINK]b</think>1", BOTH, False, "ab", "1"),
     ("[THINK]a<think>b[/THINK]c</think>1", BOTH, False, "abc", "1"),
     ("hm[/THINK]1", BOTH, True, "hm", "1"),
+    ("<t2>a</t2>b", (("<t", "t>"), ("<t2>", "</t2>")), False, "a", "b"),
     # no tags are known
     ("<think>a</think>1", (), False, "", "<think>a</think>1"),
     ("a", (), True, "a", ""),

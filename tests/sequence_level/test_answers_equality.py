@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import permutations
 
 import pytest
 from hypothesis import given
@@ -64,6 +65,23 @@ def test_judged_groups_do_not_depend_on_the_order(
     assert [{classes.get(drawn[p], drawn[p]) for p in group} for group in found] == [  # type: ignore[arg-type]
         {name} for name in dict.fromkeys(classes.get(a, a) for a in drawn if a is not None)
     ]
+
+
+class Neighbours:
+    """A judge whose "equal" is not transitive: numbers that differ by one at most."""
+
+    def equal(self, pairs: Sequence[tuple[str, str]]) -> list[bool]:
+        return [abs(int(one) - int(other)) <= 1 for one, other in pairs]
+
+
+@pytest.mark.parametrize("drawn", list(permutations(["1", "2", "3", "4"])))
+def test_groups_are_around_the_shortest_form_whatever_the_order(
+    drawn: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(equality, "shared", Neighbours)
+    found = groups(drawn, "math-verify")
+    assert sorted(sorted(drawn[place] for place in group) for group in found) == [["1", "2"], ["3", "4"]]
+    assert [min(group) for group in found] == sorted(min(group) for group in found)
 
 
 def test_none_is_the_same_as_nothing() -> None:

@@ -62,6 +62,7 @@ TEXTS = [
     ("Answer:\nParis", "paris"),
     ("The answer is Rome. No: the answer is Paris.", "paris"),
     (r"\boxed{the answer is Paris}", "paris"),
+    (r"\boxed{#### \boxed{the answer is Paris}}", "paris"),
     # nothing there
     ("...", None),
     ("", None),
