@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,15 +11,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.choosing import ASK, ROOT, candidate, scores_of
+from tokenscale.core.constraint import Constraint, Guide
 from tokenscale.core.data import Candidate, Prompt
 from tokenscale.core.errors import ArgumentError, PipelineError, UnknownNameError
 from tokenscale.core.greedy import Greedy
+from tokenscale.core.model import LanguageModel
 from tokenscale.sequence_level.questions import followed_by
 from tokenscale.sequence_level.scorers.function import FunctionScorer
 from tokenscale.sequence_level.scorers.judge import LLMJudge
 from tokenscale.sequence_level.scorers.log_prob import LogProb
 from tokenscale.sequence_level.scorers.scored import scored
 from tokenscale.sequence_level.scorers.self_certainty import SelfCertainty
+
+
+@dataclass(frozen=True)
+class Digits(Constraint):
+    """Stands for a constraint."""
+
+    def start(self, lm: LanguageModel) -> Guide:
+        raise NotImplementedError
 
 
 def length(prompt: Prompt, answer: Candidate) -> int:
@@ -72,10 +83,14 @@ def test_a_judge_is_asked_directly_once_per_different_text() -> None:
     [asks], scores = scores_of(judge, drawn, respond)
     assert scores == [4.0, 3.5, 4.0]
     assert {ask.prompt.text for ask in asks} == {f"{ASK.prompt.text}\nAnswer: {t}\nFrom 1 to 5: " for t in replies}
+    bound = replace(judge, constraint=Digits())
+    [asks_bound], _ = scores_of(bound, drawn, respond)
+    assert asks_bound == [replace(ask, constraint=Digits()) for ask in asks]
     for ask in asks:
         assert (ask.direct, ask.free, ask.constraint, ask.stop_strings) == (True, True, None, ())
         assert (ask.decoder, ask.max_new_tokens, ask.k) == (Greedy(), 3, 1)
-    assert {ask.stream.path for ask in asks} == {(*ROOT.path, 0, "judge"), (*ROOT.path, 1, "judge")}
+    assert {ask.stream.path[:-1] for ask in asks} == {(*ROOT.path, "judge")}
+    assert len({ask.stream.path for ask in asks}) == 2
     assert scores_of(judge, []) == ([], [])
 
 

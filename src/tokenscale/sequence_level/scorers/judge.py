@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -56,10 +57,10 @@ class LLMJudge(Scorer):
             raise ArgumentError(message, "leave it out")
 
     def grade(self, ask: Ask, candidates: Sequence[Candidate]) -> Requests:
-        different = {c.text: c for c in reversed(candidates)}  # of equal texts the first candidate
+        different = list(dict.fromkeys(c.text for c in candidates))
         if not different:
             return []
-        replies = yield [self._question(ask, c) for c in different.values()]
+        replies = yield [self._question(ask, text) for text in different]
         scores = {text: self._score(reply.text) for text, [reply] in zip(different, replies, strict=True)}
         return [scores[c.text] for c in candidates]
 
@@ -70,9 +71,11 @@ class LLMJudge(Scorer):
         fix = "raise its max_new_tokens, or change its template"
         return (f"the judge gave no number from 1 to {self.scale} for {unread} of {len(scores)} candidates: {fix}",)
 
-    def _question(self, ask: Ask, candidate: Candidate) -> Ask:
-        text = fill(self.template, scale=self.scale, answer=candidate.text)
-        asked = question(ask, text, candidate.stream.child("judge"), self.max_new_tokens)
+    def _question(self, ask: Ask, answer: str) -> Ask:
+        text = fill(self.template, scale=self.scale, answer=answer)
+        # A text's rating does not depend on the candidates beside it, also where the proposer draws.
+        digest = hashlib.blake2b(answer.encode(errors="replace"), digest_size=8).hexdigest()
+        asked = question(ask, text, ask.stream.child("judge").child(digest), self.max_new_tokens)
         return replace(asked, constraint=self.constraint)
 
     def _score(self, text: str) -> float:
