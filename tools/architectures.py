@@ -15,6 +15,7 @@ import transformers
 from tests.models.test_forms_zoo import CHANGES, QUICK
 from tests.models.test_routers import ONE_EACH
 from tests.models.zoo import NOT_MOE, SAME, ZOO, causal_class, tiny_config
+from tokenscale.models.blocks import find_blocks
 from tokenscale.models.inspection import COUNTED_AT, inspect_built
 
 PAGE = Path(__file__).parent.parent / "docs" / "architectures.md"
@@ -65,6 +66,9 @@ the rows of one token choose much alike, so real routing overlaps more.
 - **cache form**: *query rows* run as queries over one clean cache, whose size hardly grows with n. *Expanded*
   rows are copies of the cache; the layers that make copies necessary stand in brackets.
 - **RoE**: whether routing noise is offered, else why not.
+- **lacks**: what the model refuses by name. *dropout* (`MCDropout`) and *early layers* (`DoLa`): its residual
+  stream has several lanes, or its layers several feed-forward blocks, so that neither has its plain meaning.
+  *clean key*: `current_kv="clean"`, since an expanded row has a cache of its own, in which no other row's key stands.
 - **bill**: whether the FLOPs that bills count for a step that sees {counted} keys equal those that torch counts in
   transformers' own code, within 1%. *x1.25* says that torch counts 1.25 times the bill on the tiny model; the
   factor of a large model is another, and `inspect` prints its figures. transformers' code may itself do more
@@ -94,10 +98,17 @@ def row(name: str) -> str:
         "<br>".join(sorted(found.families)),
         form,
         f"no: {found.roe}" if found.roe else "yes",
+        _lacks(model, found.cache_form),
         _bill(found),
         _suites(name),
     )
     return "| " + " | ".join(cells) + " |"
+
+
+def _lacks(model: Any, form: str) -> str:
+    blocks = find_blocks(model)
+    lacking = {"dropout": blocks.no_dropout, "early layers": blocks.no_early_layers, "clean key": form == "expanded"}
+    return ", ".join(name for name, why in lacking.items() if why)
 
 
 def _bill(found: Any) -> str:
@@ -115,7 +126,7 @@ def _suites(name: str) -> str:
 
 def page() -> str:
     """The whole page."""
-    header = ("architecture", "class", "router", "cache form", "RoE", "bill", "test")
+    header = ("architecture", "class", "router", "cache form", "RoE", "lacks", "bill", "test")
     table = ["| " + " | ".join(header) + " |", "| " + " | ".join("---" for _ in header) + " |", *map(row, ZOO)]
     shown = [f"- `{test}`: {what}." for test, what in SHOWN.items()]
     same = [f"- `{name}` has the causal class of `{other}`." for name, other in SAME.items()]
