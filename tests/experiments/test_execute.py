@@ -196,7 +196,9 @@ def test_models_are_opened_one_at_a_time(load, toy, tmp_path):
 
 
 def test_a_prompt_that_does_not_fit_leaves_nothing(load, tmp_path):
-    short = lambda section: ToyModel(moe_layers=1, experts=4, width=4, context_length=4)  # noqa: E731
+    def short(section):
+        return ToyModel(moe_layers=1, experts=4, width=4, context_length=4)
+
     with pytest.raises(PromptError):
         execute(load(), tmp_path / "out", open_model=short)
     assert not (tmp_path / "out").exists()

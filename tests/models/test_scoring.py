@@ -74,6 +74,8 @@ def test_what_was_decoded_scores_what_decoding_said(family: str, attention: str)
         ts.RoE(n=2, tau=0.8, noise="uniform-experts", keep_head=1, candidate_pool=6),
         ts.RoE(n=2, tau=0.5, noise="gaussian", noise_on="scores"),
         ts.MCDropout(n=3),
+        ts.SCMoE(),
+        ts.SCMoE(weak=4),
     ],
     ids=repr,
 )
@@ -155,7 +157,8 @@ def test_a_bill_by_hand() -> None:
 
 def test_rows_with_other_caches_are_stepped() -> None:
     lm = ts.wrap(tiny("olmoe"))
-    for proposer in (ts.RoE(n=2, tau=0.8, cache="private"), ts.DoLa()):
+    caches = (ts.RoE(n=2, tau=0.8, cache="private"), ts.DoLa(), ts.SCMoE(cache="private"), ts.SCMoE(strong=3))
+    for proposer in caches:
         given = given_texts(lm, TEXTS)
         assert lm.forced(given, proposer, proposer.default_aggregator, 2**30) is None
         scores = lm.score(TEXTS, proposer)
