@@ -17,6 +17,7 @@ from tests.comparison import RECIPE, small_toy
 from tokenscale import cli
 from tokenscale.core.errors import RoutingError
 from tokenscale.experiments import execute as execute_module
+from tokenscale.experiments.tables import amount
 from tokenscale.models import hf
 from tokenscale.pipeline import Pipeline
 
@@ -168,6 +169,7 @@ def test_an_interrupt_says_how_to_go_on(tokenscale, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(Pipeline, "run", interrupt)
+        patch.setattr(Pipeline, "stream", interrupt)
         result = tokenscale("run", "recipe.yaml", "--out", "out", code=130)
         assert "interrupted: what is answered is kept; run the same command again to go on" in result.stderr
         assert "interrupted" in tokenscale("generate", "x", code=130).stderr
@@ -190,6 +192,35 @@ def test_generate_as_json_is_the_result(tokenscale):
     [expected] = Pipeline.parse(text).run(small_toy(), ["1+1="], seed=7, max_new_tokens=4)
     result = tokenscale("generate", "-p", text, "--seed", "7", "--max-new-tokens", "4", "--json", "1+1=")
     assert json.loads(result.stdout) == json.loads(json.dumps(expected.to_dict()))
+
+
+def test_generate_shows_candidates_votes_and_cost_beside_the_text(tokenscale):
+    """The text alone is on the standard output; every candidate, vote and axis of the bill beside it."""
+    text = "Sample(temperature=1.0) | SelfConsistency(k=3)"
+    [expected] = Pipeline.parse(text).run(small_toy(), ["1+1="], max_new_tokens=6)
+    result = tokenscale("generate", "-p", text, "--max-new-tokens", "6", "1+1=")
+    assert result.stdout == expected.text + "\n"
+    lines = [line.split() for line in result.stderr.splitlines()]
+    rows = {words[0].strip("*"): words for words in lines if words and words[0].strip("*").isdigit() and len(words) > 4}
+    for number, candidate in enumerate(expected.candidates, 1):
+        answer = "-" if candidate.answer is None else candidate.answer
+        wanted = [answer, f"{candidate.log_prob:.2f}", str(len(candidate.token_ids)), candidate.finish_reason]
+        assert rows[str(number)][1:5] == wanted
+    assert sum(words[0].startswith("*") for words in lines if words) == 1
+    votes = [words for words in lines if len(words) == 2 and words[1].isdigit()]
+    assert votes == [["-" if answer is None else answer, f"{weight:g}"] for answer, weight in expected.votes]
+    for name, value in expected.cost.to_dict().items():
+        assert f"{name} {amount(value)}" in " ".join(result.stderr.split())
+
+
+def test_generate_takes_stop_strings_and_chats(tokenscale):
+    [expected] = Pipeline.parse("Greedy()").run(small_toy(), ["1+1="], max_new_tokens=9)
+    stop = expected.text[2:4]
+    result = tokenscale("generate", "--max-new-tokens", "9", "--stop", stop, "1+1=")
+    assert result.stdout == expected.text[: expected.text.index(stop)] + "\n"
+    [said] = Pipeline.parse("Greedy()").run(small_toy(), [[{"role": "user", "content": "1+1="}]], max_new_tokens=4)
+    assert said.text != expected.text[: len(said.text)]
+    assert tokenscale("generate", "--max-new-tokens", "4", "--chat", "1+1=").stdout == said.text + "\n"
 
 
 def test_notes_go_to_the_error_output(tokenscale):

@@ -28,7 +28,8 @@ recipe_tune
 recipe
 experiments
 integrations
-cli_compare cli_inspect cli_score cli_tune
+cli_compare
+cli_generate cli_inspect cli_score cli_tune
 cli
 __init__ __main__
 """

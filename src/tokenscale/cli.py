@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,11 +17,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from tokenscale.cli_compare import compare, plan, print_json, quiet
+from tokenscale.cli_compare import compare, plan, print_json
+from tokenscale.cli_generate import generate
 from tokenscale.cli_inspect import inspect
 from tokenscale.cli_score import score
 from tokenscale.cli_tune import tune
-from tokenscale.core.errors import PromptError, RoutingError, TokenscaleError, TokenscaleWarning
+from tokenscale.core.errors import RoutingError, TokenscaleError, TokenscaleWarning
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -138,32 +138,7 @@ def run(
         compare(loaded, out, as_json)
 
 
-@app.command()
-@guarded("nothing was kept")
-def generate(
-    prompt: Annotated[str, typer.Argument(help="The prompt; - reads it from the standard input.")],
-    model: Annotated[str, typer.Option("--model", help="demo, demo-noisy, a folder or a hub id.")] = "demo",
-    pipeline: Annotated[str | None, typer.Option("-p", "--pipeline", help='Such as "RoE(n=4)"; else greedy.')] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of all random draws.")] = 0,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Most tokens of an answer.")] = 256,
-    as_json: Json = False,
-) -> None:
-    """Continue one prompt with a pipeline."""
-    from tokenscale.models.hf import load
-    from tokenscale.pipeline import Pipeline
-    from tokenscale.token_level.decoders import Greedy
-
-    pipe = Pipeline(Greedy()) if pipeline is None else Pipeline.parse(pipeline)
-    text = _stdin() if prompt == "-" else prompt
-    quiet()
-    lm = load(model)
-    [result] = pipe.run(lm, [text], seed=seed, max_new_tokens=max_new_tokens)
-    print_json(result.to_dict()) if as_json else typer.echo(result.text)
-    if not as_json:
-        for note in result.notes:
-            _say(f"note: {note}")
-
-
+app.command("generate")(guarded("nothing was kept")(generate))
 app.command("score")(guarded("nothing was kept")(score))
 app.command("inspect")(guarded("nothing was changed")(inspect))
 app.command("tune")(guarded("ended trials are kept; run the same command again to go on")(tune))
@@ -191,13 +166,6 @@ def list_parts(as_json: Json = False) -> None:
     console.print(f"tasks: {', '.join(TASKS)}")
     for name, path in recipes.items():
         console.print(f"recipe {name}: {escape(path)}", soft_wrap=True)
-
-
-def _stdin() -> str:
-    try:
-        return sys.stdin.read()
-    except UnicodeDecodeError as error:
-        raise PromptError(f"the standard input is no UTF-8 (byte {error.start})", "save the prompt as UTF-8") from None
 
 
 def main() -> None:
