@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from tokenscale.sequence_level.best_of_n import BestOfN as BestOfN
     from tokenscale.sequence_level.best_of_n import WeightedBestOfN as WeightedBestOfN
     from tokenscale.sequence_level.chain_of_thought import ChainOfThought as ChainOfThought
+    from tokenscale.sequence_level.constrained import Constrained as Constrained
     from tokenscale.sequence_level.deepconf import DeepConf as DeepConf
     from tokenscale.sequence_level.diverse_beam_search import DiverseBeamSearch as DiverseBeamSearch
     from tokenscale.sequence_level.early_stopping_self_consistency import (
@@ -136,6 +137,7 @@ _HOMES = {
     "sequence_level.beam_search": "BeamSearch",
     "sequence_level.best_of_n": "BestOfN WeightedBestOfN",
     "sequence_level.chain_of_thought": "ChainOfThought",
+    "sequence_level.constrained": "Constrained",
     "sequence_level.deepconf": "DeepConf",
     "sequence_level.diverse_beam_search": "DiverseBeamSearch",
     "sequence_level.early_stopping_self_consistency": "EarlyStoppingSelfConsistency",

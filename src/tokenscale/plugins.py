@@ -20,6 +20,7 @@ from tokenscale.sequence_level.adaptive_self_consistency import AdaptiveSelfCons
 from tokenscale.sequence_level.beam_search import BeamSearch
 from tokenscale.sequence_level.best_of_n import BestOfN, WeightedBestOfN
 from tokenscale.sequence_level.chain_of_thought import ChainOfThought
+from tokenscale.sequence_level.constrained import Constrained
 from tokenscale.sequence_level.deepconf import DeepConf
 from tokenscale.sequence_level.diverse_beam_search import DiverseBeamSearch
 from tokenscale.sequence_level.early_stopping_self_consistency import EarlyStoppingSelfConsistency
@@ -63,7 +64,7 @@ BUILT_IN: Mapping[str, type[Stage]] = index(
         *(Plain, RoE, AdaptiveRoE, ExpertSample, SCMoE, MoreExperts, MCDropout, DoLa),
         *(ContrastiveDecoding, PromptEnsemble, ModelEnsemble),
         *(getattr(aggregators, name) for name in aggregators.__all__),
-        *(Greedy, Sample, BeamSearch, DiverseBeamSearch),
+        *(Constrained, Greedy, Sample, BeamSearch, DiverseBeamSearch),
         *(ChainOfThought, SelfConsistency),
         *(AdaptiveSelfConsistency, EarlyStoppingSelfConsistency, UniversalSelfConsistency),
         *(BestOfN, WeightedBestOfN, DeepConf),

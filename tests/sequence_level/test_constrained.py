@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 
 import pytest
@@ -12,8 +13,13 @@ from outlines_core import Vocabulary as OutlinesVocabulary
 from tests.sequence_level.constraining import demo, reachable, tokens, walk
 from tokenscale.core.errors import ArgumentError, CapabilityError
 from tokenscale.models.toy import ToyModel
+from tokenscale.pipeline import Pipeline
+from tokenscale.sequence_level.beam_search import BeamSearch
 from tokenscale.sequence_level.constrained import Constrained
 from tokenscale.sequence_level.guides_tokens import token_texts
+from tokenscale.sequence_level.self_consistency import SelfConsistency
+from tokenscale.token_level.decoders import Greedy, Sample
+from tokenscale.token_level.roe import RoE
 
 
 def toy(*words: str, **options: object) -> ToyModel:
@@ -198,3 +204,42 @@ def test_lists_and_dicts_are_frozen() -> None:
     assert made == Constrained(json_schema=str(made.json_schema))
     assert hash(made) == hash(Constrained(json_schema=schema))
     assert str(made.json_schema) == '{"type": "object", "properties": {"é": {"type": "null"}, "a": {"type": "null"}}}'
+
+
+EXAMPLES = [
+    Constrained(regex=" ?[0-9]+"),
+    Constrained(regex='\\d\t"é\\\\\n', after="#### "),
+    Constrained(choice=("yes",)),
+    Constrained(choice=("yes", "no \"'|", "日本")),
+    Constrained(json_schema={"properties": {"n": {"type": "integer"}, "é": {"const": 'a"\n'}}}),
+    Constrained(grammar='start: "a" b\nb: /[0-9]+/', after="\n"),
+]
+
+
+@pytest.mark.parametrize("constraint", EXAMPLES, ids=str)
+def test_text_and_spec_give_the_constraint_back(constraint: Constrained) -> None:
+    pipe = Pipeline(RoE(n=2), constraint, SelfConsistency(k=3))
+    assert Pipeline.parse(str(pipe)) == pipe
+    assert Pipeline.from_spec(json.loads(json.dumps(pipe.to_spec()))) == pipe
+
+
+def test_pipelines_write_what_is_allowed() -> None:
+    constraint = Constrained(regex="(ab)+é", after="bé")
+    for pipe in (
+        constraint | Greedy(),
+        RoE(n=2, clean_layers=0) | constraint | SelfConsistency(k=4),
+        constraint | BeamSearch(width=3),
+    ):
+        for result in pipe.run(SYLLABLES, ["a", "ba", "é"], seed=1, max_new_tokens=12):
+            for candidate in result.candidates:
+                met = re.fullmatch("(ab)+é", candidate.text.partition("bé")[2]) is not None
+                assert candidate.finish_reason == ("constraint" if met else "constraint_unmet")
+
+
+def test_a_free_end_is_chosen_by_the_model() -> None:
+    pipe = Pipeline(Constrained(regex="[ab]{1,3}"), Sample(temperature=2.0), SelfConsistency(k=20))
+    [result] = pipe.run(SYLLABLES, ["a"], seed=1, max_new_tokens=5)
+    assert {c.finish_reason for c in result.candidates} == {"eos", "constraint"}
+    for candidate in result.candidates:
+        assert re.fullmatch("[ab]{1,3}", candidate.text)
+        assert candidate.finish_reason == ("constraint" if len(candidate.text) == 3 else "eos")
