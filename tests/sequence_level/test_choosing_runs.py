@@ -16,6 +16,7 @@ from tokenscale.core.strategy import SequenceStrategy
 from tokenscale.models.toy import ToyModel
 from tokenscale.pipeline import Pipeline
 from tokenscale.sequence_level.adaptive_self_consistency import AdaptiveSelfConsistency
+from tokenscale.sequence_level.beam_search import BeamSearch
 from tokenscale.sequence_level.best_of_n import BestOfN, WeightedBestOfN
 from tokenscale.sequence_level.deepconf import DeepConf
 from tokenscale.sequence_level.early_stopping_self_consistency import EarlyStoppingSelfConsistency
@@ -196,6 +197,22 @@ def test_a_question_beyond_the_context_is_refused() -> None:
 def test_a_choice_without_chance_is_refused(strategy: SequenceStrategy) -> None:
     with pytest.raises(PipelineError, match="would choose among equal candidates"):
         Pipeline(Greedy(), strategy)
+
+
+def test_rounds_over_a_search_that_gives_all_at_once_are_refused() -> None:
+    search = BeamSearch(width=4, num_return=2)
+    [result] = (search | BestOfN(2)).run(TOY, ["8"], max_new_tokens=3)
+    assert len(result.candidates) == 2
+    assert (search | DeepConf(2)).decoder == search
+    for strategy in (
+        AdaptiveSelfConsistency(4),
+        EarlyStoppingSelfConsistency(2, 4),
+        DeepConf(4, online=True, warmup=2),
+    ):
+        with pytest.raises(
+            PipelineError, match=r"asks in rounds, and one BeamSearch\(.*\n.*around it, or num_return=1"
+        ):
+            Pipeline(search, strategy)
 
 
 def test_a_scorer_is_no_stage() -> None:

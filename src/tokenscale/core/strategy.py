@@ -285,6 +285,11 @@ class SequenceStrategy(Stage):
 
     streams: ClassVar[bool] = False
 
+    @property
+    def in_rounds(self) -> bool:
+        """Whether it asks for further copies of an ask in later rounds (`Ask.first`)."""
+        return False
+
     @abstractmethod
     def solve(self, ask: Ask) -> Asks:
         """The generator of one problem."""

@@ -58,6 +58,10 @@ class AdaptiveSelfConsistency(SequenceStrategy):
         object.__setattr__(self, "confidence", float(self.confidence))
         check_kind(name, self.answers)
 
+    @property
+    def in_rounds(self) -> bool:
+        return True
+
     def solve(self, ask: Ask) -> Asks:
         members: list[Candidate] = []
         drawn = 0

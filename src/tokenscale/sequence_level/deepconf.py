@@ -83,6 +83,10 @@ class DeepConf(SequenceStrategy):
     def signals(self) -> frozenset[str]:
         return frozenset({"confidence"})
 
+    @property
+    def in_rounds(self) -> bool:
+        return self.online
+
     def solve(self, ask: Ask) -> Asks:
         first = self.warmup if self.online else self.k
         [candidates] = yield [replace(ask, k=first)]

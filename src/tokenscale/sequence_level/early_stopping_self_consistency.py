@@ -45,6 +45,10 @@ class EarlyStoppingSelfConsistency(SequenceStrategy):
             raise ArgumentError(message, f"write max_k={self.window}, or more")
         check_kind(name, self.answers)
 
+    @property
+    def in_rounds(self) -> bool:
+        return True
+
     def solve(self, ask: Ask) -> Asks:
         members: list[Candidate] = []
         for first in range(0, self.max_k, self.window):
