@@ -139,7 +139,7 @@ class Group:
         given = ended[: self.decoder.num_return]
         found = [replace(e.beam.finish(lm, e.reason), score=e.rank if self.ranked else None) for e in given]
         found[0] = replace(found[0], cost=usage.decode_cost(), notes=self._notes(len(found)))
-        if self.wanted == 1 and len(found) > 1:
+        if self.first == 0 and self.wanted == 1 and len(found) > 1:
             found = [replace(found[0], members=tuple(found))]
         return found[: self.wanted], usage
 

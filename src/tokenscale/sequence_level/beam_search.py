@@ -37,12 +37,13 @@ class BeamSearch(Decoder):
 
     `early_stopping` says when the search ends before the length does, once `width` texts are finished:
     True, at once; False, where the best beam, ended as it is, would not rank above the worst of
-    them; "never", where no continuation of it could. So "never" alone is exact, and the others are cheaper.
+    them; "never", where no continuation of it could. So only "never" finds all that a search without an early
+    end would; the others are cheaper.
     `width` 1 is greedy decoding: one beam, which ends with its text.
 
-    The rules are those of transformers 5.24 (`generate(num_beams=width)`), and equal beams come in its order.
-    All beams of a search share their ask's random stream. Margin: the least lead by which a candidate
-    stands before the next, from the place `width` on, where the order decides who goes on.
+    The rules are those of transformers 5.24 (`generate(num_beams=width)`). All beams of a search share their
+    ask's random stream. Margin: the least lead by which a candidate stands before the next, from the place
+    `width` on, where the order decides who goes on.
 
     Cost: `width` forwards of one token a step, in one batch, and `width` caches behind one prefill.
     Source: Lowerre 1976, "The Harpy speech recognition system"; the length penalty's form is that of
@@ -94,6 +95,8 @@ def best_continuations(
     wanted = beams * (1 + endings) if beams > 1 else 1
     best = flat.topk(min(wanted + 1, flat.shape[-1]))
     places, scores, missing = best.indices[:, :wanted], best.values[:, :wanted], wanted - best.indices.shape[-1]
+    if beams == 1 and not missing > 0:
+        places = flat.argmax(-1, keepdim=True)  # of equal ones the lowest id, as `Greedy` takes
     if missing > 0:
         places, scores = pad(places, (0, missing)), pad(scores, (0, missing), value=IMPOSSIBLE)
     return places // vocab, places % vocab, _margin(best.values, beams), scores
