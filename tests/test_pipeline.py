@@ -93,7 +93,14 @@ def test_a_spec_has_all_parameters() -> None:
     words |= {"noise_on": "logits", "cache": "clean", "prefill": "clean"}
     assert (RoE(n=4, tau=(0.1, 0.2)) | ChainOfThought()).to_spec() == [
         {"RoE": {"n": 4, "tau": [0.1, 0.2], "clean_layers": 1, "keep_head": None, "candidate_pool": None, **words}},
-        {"ChainOfThought": {"trigger": "Let's think step by step.", "examples": ""}},
+        {
+            "ChainOfThought": {
+                "trigger": "Let's think step by step.",
+                "examples": "",
+                "extract": "",
+                "answers": "number",
+            }
+        },
     ]
 
 

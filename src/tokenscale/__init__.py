@@ -71,18 +71,22 @@ if TYPE_CHECKING:
     from tokenscale.sequence_level.beam_search import BeamSearch as BeamSearch
     from tokenscale.sequence_level.best_of_n import BestOfN as BestOfN
     from tokenscale.sequence_level.best_of_n import WeightedBestOfN as WeightedBestOfN
+    from tokenscale.sequence_level.budget_forcing import BudgetForcing as BudgetForcing
     from tokenscale.sequence_level.chain_of_thought import ChainOfThought as ChainOfThought
     from tokenscale.sequence_level.constrained import Constrained as Constrained
     from tokenscale.sequence_level.deepconf import DeepConf as DeepConf
     from tokenscale.sequence_level.diverse_beam_search import DiverseBeamSearch as DiverseBeamSearch
+    from tokenscale.sequence_level.dvts import DVTS as DVTS
     from tokenscale.sequence_level.early_stopping_self_consistency import (
         EarlyStoppingSelfConsistency as EarlyStoppingSelfConsistency,
     )
+    from tokenscale.sequence_level.particle_filter import ParticleFilter as ParticleFilter
     from tokenscale.sequence_level.scorers.function import FunctionScorer as FunctionScorer
     from tokenscale.sequence_level.scorers.judge import LLMJudge as LLMJudge
     from tokenscale.sequence_level.scorers.log_prob import LogProb as LogProb
     from tokenscale.sequence_level.scorers.self_certainty import SelfCertainty as SelfCertainty
     from tokenscale.sequence_level.self_consistency import SelfConsistency as SelfConsistency
+    from tokenscale.sequence_level.step_beam import StepBeam as StepBeam
     from tokenscale.sequence_level.universal_self_consistency import (
         UniversalSelfConsistency as UniversalSelfConsistency,
     )
@@ -136,16 +140,20 @@ _HOMES = {
     "sequence_level.adaptive_self_consistency": "AdaptiveSelfConsistency",
     "sequence_level.beam_search": "BeamSearch",
     "sequence_level.best_of_n": "BestOfN WeightedBestOfN",
+    "sequence_level.budget_forcing": "BudgetForcing",
     "sequence_level.chain_of_thought": "ChainOfThought",
     "sequence_level.constrained": "Constrained",
     "sequence_level.deepconf": "DeepConf",
     "sequence_level.diverse_beam_search": "DiverseBeamSearch",
+    "sequence_level.dvts": "DVTS",
     "sequence_level.early_stopping_self_consistency": "EarlyStoppingSelfConsistency",
     "sequence_level.scorers.function": "FunctionScorer",
     "sequence_level.scorers.judge": "LLMJudge",
     "sequence_level.scorers.log_prob": "LogProb",
     "sequence_level.scorers.self_certainty": "SelfCertainty",
+    "sequence_level.particle_filter": "ParticleFilter",
     "sequence_level.self_consistency": "SelfConsistency",
+    "sequence_level.step_beam": "StepBeam",
     "sequence_level.universal_self_consistency": "UniversalSelfConsistency",
     "token_level.adaptive_roe": "AdaptiveRoE",
     "token_level.aggregators": "CleanAnchored ConfidenceWeighted ContrastRows DoLaContrast EntropyWeighted "

@@ -19,16 +19,20 @@ from tokenscale.core.strategy import Kind, Stage
 from tokenscale.sequence_level.adaptive_self_consistency import AdaptiveSelfConsistency
 from tokenscale.sequence_level.beam_search import BeamSearch
 from tokenscale.sequence_level.best_of_n import BestOfN, WeightedBestOfN
+from tokenscale.sequence_level.budget_forcing import BudgetForcing
 from tokenscale.sequence_level.chain_of_thought import ChainOfThought
 from tokenscale.sequence_level.constrained import Constrained
 from tokenscale.sequence_level.deepconf import DeepConf
 from tokenscale.sequence_level.diverse_beam_search import DiverseBeamSearch
+from tokenscale.sequence_level.dvts import DVTS
 from tokenscale.sequence_level.early_stopping_self_consistency import EarlyStoppingSelfConsistency
+from tokenscale.sequence_level.particle_filter import ParticleFilter
 from tokenscale.sequence_level.scorers.function import FunctionScorer
 from tokenscale.sequence_level.scorers.judge import LLMJudge
 from tokenscale.sequence_level.scorers.log_prob import LogProb
 from tokenscale.sequence_level.scorers.self_certainty import SelfCertainty
 from tokenscale.sequence_level.self_consistency import SelfConsistency
+from tokenscale.sequence_level.step_beam import StepBeam
 from tokenscale.sequence_level.universal_self_consistency import UniversalSelfConsistency
 from tokenscale.token_level import aggregators
 from tokenscale.token_level.adaptive_roe import AdaptiveRoE
@@ -65,7 +69,8 @@ BUILT_IN: Mapping[str, type[Stage]] = index(
         *(ContrastiveDecoding, PromptEnsemble, ModelEnsemble),
         *(getattr(aggregators, name) for name in aggregators.__all__),
         *(Constrained, Greedy, Sample, BeamSearch, DiverseBeamSearch),
-        *(ChainOfThought, SelfConsistency),
+        *(ChainOfThought, BudgetForcing, StepBeam, DVTS, ParticleFilter),
+        *(SelfConsistency,),
         *(AdaptiveSelfConsistency, EarlyStoppingSelfConsistency, UniversalSelfConsistency),
         *(BestOfN, WeightedBestOfN, DeepConf),
         *(LogProb, SelfCertainty, FunctionScorer, LLMJudge),
