@@ -43,11 +43,12 @@ class Constrained(Constraint):
     of SentencePiece, is no part of the text (with `grammar` it is). A token that is part of a character is
     allowed where the character is.
 
-    Cost, measured on one core with the packaged demo model (622 tokens): the vocabulary is read in 4 ms,
-    once per model and process; a pattern is compiled once per process, ` ?[0-9]+` in 0.2 ms, .{0,200} in
-    27 ms, \w{1,30} in 0.4 s, with 1 KiB a state. What a state allows is found when it is first met: 0.1 to
-    1.4 ms with 50,000 tokens and 0.4 to 3.5 ms with 150,000 (made up, not a model's), narrow and wide
-    classes; after that it is looked up.
+    Cost, in processor time of one core: the vocabulary is read once per model and process, 622 tokens of the
+    packaged demo model in 4 ms; a pattern is compiled once per process, ` ?[0-9]+` in 1 ms, .{0,200} in 27
+    ms, \w{1,30} in 0.4 s, with 1 KiB a state. What a state allows is found when it is first met, and takes
+    0.1 ms (a few tokens) to 1.4 ms (most of them) with 50,000 tokens, 0.4 to 3.5 ms with 150,000 (both made
+    up, no model's); a state met before is looked up, 1 to 2 us for a step of one beam. Masks take a byte a
+    token and state, 64 MiB at most for one constraint. A grammar is parsed at every step; not measured.
 
     Raises ArgumentError for wrong input when it is made, and at the start for what the model's vocabulary
     cannot spell; CapabilityError, at the start, without a tokenizer or llguidance. Source: Willard and
@@ -104,7 +105,9 @@ class Constrained(Constraint):
 
     def _guide(self, vocabulary: Vocabulary, drops_first_space: bool) -> TextGuide:
         if self.grammar is not None:
-            return GrammarGuide.of(vocabulary, self.grammar)
+            grammar = self.grammar
+            made: TextGuide = keep(vocabulary.kept, grammar, lambda: GrammarGuide.of(vocabulary, grammar), CONSTRAINTS)
+            return made.fork()
         pattern, owner = self._pattern()
 
         def build() -> Index:

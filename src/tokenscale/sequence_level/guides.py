@@ -46,8 +46,8 @@ class _Row(NamedTuple):
 class Index:
     """Which tokens every state of an automaton allows: found when the state is first met, then kept.
 
-    Where a byte that the automaton needs is no token, states that the vocabulary cannot end are found
-    first, which walks all of them.
+    Where a byte that tokens have is no token by itself and the automaton needs it, states that the vocabulary
+    cannot end are found first, by a walk from all of them.
     """
 
     def __init__(self, vocabulary: Vocabulary, automaton: Automaton) -> None:
@@ -56,13 +56,15 @@ class Index:
 
     @cached_property
     def _live(self) -> NDArray[np.bool_]:
-        table = self.automaton.table
-        if set(np.flatnonzero(table.any(0)).tolist()) <= self.vocabulary.single:
-            every: NDArray[np.bool_] = np.arange(len(table)) != DEAD
-            return every
-        targets = [np.unique(self.vocabulary.walk(table, state)) for state in range(len(table))]
+        automaton, vocabulary = self.automaton, self.vocabulary
+        table = np.where(vocabulary.used, automaton.table, np.int32(DEAD))
+        live = can_end(np.repeat(np.arange(len(table)), 256), table.ravel(), automaton.accepting)
+        needed = live[table[live]].any(0)
+        if vocabulary.single[needed].all():
+            return live
+        targets = [np.unique(vocabulary.walk(table, state)) for state in range(len(table))]
         sources = np.repeat(np.arange(len(table)), [len(t) for t in targets])
-        return can_end(sources, np.concatenate(targets), self.automaton.accepting)
+        return can_end(sources, np.concatenate(targets), automaton.accepting)
 
     def row(self, state: int) -> _Row:
         if state not in self._rows:

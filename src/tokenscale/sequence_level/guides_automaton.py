@@ -1,4 +1,9 @@
-"""A regular expression as a deterministic automaton over the bytes of UTF-8 text."""
+"""A regular expression as a deterministic automaton over the bytes of UTF-8 text.
+
+Why not outlines_core's own index (0.2.14): it loses texts (of `a|ab` the longer, of `a( b)?` too), it
+cannot take over within a token, as a constraint behind a marker must, and it walks the whole vocabulary
+from every state ahead of the first token: 5.3 s for `"[^"]{1,100}"` with 150,000 tokens, 12 ms here.
+"""
 
 from __future__ import annotations
 

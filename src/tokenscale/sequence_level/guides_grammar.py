@@ -77,7 +77,7 @@ class GrammarGuide(TextGuide):
 
     @staticmethod
     def of(vocabulary: Vocabulary, grammar: str) -> GrammarGuide:
-        """The first state. Cost: the tokenizer is read once per model; a parser is built each time."""
+        """The first state. The tokenizer is read once per model; a parser is built each time."""
         library = llguidance()
 
         def read() -> _Shared:

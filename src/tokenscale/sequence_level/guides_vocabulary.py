@@ -24,9 +24,10 @@ class Vocabulary:
     """The tokens that may spell a text, of one model; made once per model and process by `Vocabulary.of`.
 
     `texts[token]` is what a token adds to a text, None where it spells nothing; `ends` is the mask of end
-    tokens and `spelling` of those with a text, `single` are the bytes that are tokens by themselves. Tokens
-    that begin alike share the nodes of a tree; the nodes of one depth stand together, parents ahead of
-    children, in the order of their texts. `kept` is for what constraints make of it.
+    tokens and `spelling` of those with a text; `used` are the bytes that tokens have and `single` those that
+    are tokens by themselves, both [256]. Tokens that begin alike share the nodes of a tree; the nodes of one
+    depth stand together, parents ahead of children, in the order of their texts. `kept` is for what
+    constraints make of it.
     """
 
     def __init__(self, lm: LanguageModel) -> None:
@@ -35,7 +36,9 @@ class Vocabulary:
         self.ends: Bool[Tensor, " vocab"] = torch.zeros(lm.vocab_size, dtype=torch.bool)
         self.ends[sorted(lm.eos_ids)] = True
         self.spelling: Bool[Tensor, " vocab"] = torch.tensor([text is not None for text in self.texts])
-        self.single = frozenset(text[0] for text in self.texts if text and len(text) == 1)
+        self.used, self.single = np.zeros(256, np.bool_), np.zeros(256, np.bool_)
+        self.used[list(frozenset(b"".join(text for text in self.texts if text)))] = True
+        self.single[[text[0] for text in self.texts if text and len(text) == 1]] = True
         self.kept: dict[Hashable, Any] = {}
         self._grow()
 
