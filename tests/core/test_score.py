@@ -142,6 +142,7 @@ def test_two_options_differ_by_length_normalisation() -> None:
         (([(1, 99)],), {}, r"no token id 99"),
         (([3.5],), {}, r"text 0 is 3\.5.*strings, or sequences"),
         ((["ab"], ts.Greedy()), {}, r"score runs a proposer, got Greedy"),
+        ((["ab"], ROE, "MeanLogit"), {}, r"score joins rows by an aggregator, got 'MeanLogit'.*MeanProbability"),
         ((["ab"], ts.AdaptiveRoE(n=4)), {}, r"settle the greedy token.*exact=False"),
         ((["ab"],), {"seed": -1}, r"seed must be at least 0"),
         ((["ab"],), {"max_memory_mb": 0}, r"max_memory_mb must be at least 1"),

@@ -111,6 +111,9 @@ def score(
         assert _plain is not None, "tokenscale.pipeline has not been imported"
         proposer = _plain()
     _check(lm, proposer)
+    if aggregator is not None and not isinstance(aggregator, Aggregator):
+        message = f"score joins rows by an aggregator, got {aggregator!r:.80}"
+        raise ArgumentError(message, "pass MeanProbability(), or leave it out")
     how = aggregator if aggregator is not None else proposer.default_aggregator
     given = given_texts(lm, texts, prompts, seed)
     if not given:
