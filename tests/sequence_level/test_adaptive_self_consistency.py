@@ -107,7 +107,7 @@ def test_stopped_votes_name_the_likelier_answer_as_promised_under_the_prior() ->
 def test_a_known_share_agrees_with_the_exact_outcome() -> None:
     strategy = AdaptiveSelfConsistency(40)
     exact = given_share(strategy, 0.7)
-    found = drawn_votes(strategy, np.full(2000, 0.7))
+    found = drawn_votes(strategy, np.full(1000, 0.7))
     bound = float(np.sqrt(np.log(2e5) / (2 * sum(ended for ended, *_ in found))))
     assert abs(np.mean([is_right for ended, is_right, _ in found if ended]) - exact.right) < bound
 

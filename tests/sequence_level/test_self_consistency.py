@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import logsumexp
 
@@ -171,6 +171,7 @@ def weighed(answer: str, *log_probs: float, confidence: tuple[float, ...] = ()) 
     )
 
 
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.sampled_from("123"), st.lists(st.floats(-9, 0), min_size=1, max_size=4)), min_size=1))
 def test_votes_by_probability_are_normalised_by_length(drawn: list[tuple[str, list[float]]]) -> None:
     winner = run(SelfConsistency(len(drawn), weight="logprob"), [weighed(a, *lps) for a, lps in drawn])
