@@ -96,11 +96,12 @@ def summary(scores: Sequence[Score]) -> dict[str, Any]:
 
 def lines(report: dict[str, Any]) -> list[str]:
     """The report for people."""
-    from tokenscale.experiments.tables import amount
+    from tokenscale.experiments.tables import amount, counted
 
     cost, texts, tokens = report["cost"], len(report["texts"]), report["tokens"]
+    rows, steps = counted(cost["rows"], "row"), counted(cost["sequential_steps"], "sequential step")
     found = [
-        f"{texts} text{'s' * (texts > 1)}, {tokens} token{'s' * (tokens > 1)}, {report['model']}: {report['pipeline']}",
+        f"{counted(texts, 'text')}, {counted(tokens, 'token')}, {report['model']}: {report['pipeline']}",
         f"perplexity       {_shown(report['perplexity'], '.4f')}",
         f"log-probability  {_shown(report['mean'], '.4f')} nats per token",
     ]
@@ -108,10 +109,7 @@ def lines(report: dict[str, Any]) -> list[str]:
         between = report["gain_interval"]
         beside = f", 95% interval over texts {between[0]:+.4f} to {between[1]:+.4f}" if between else ""
         found.append(f"gain             {report['gain']:+.4f} nats per token over the clean row{beside}")
-    found.append(
-        f"cost             {amount(cost['flops'])}FLOP, {amount(cost['bytes'])}B, {cost['rows']} rows, "
-        f"{cost['sequential_steps']} sequential steps"
-    )
+    found.append(f"cost             {amount(cost['flops'])}FLOP, {amount(cost['bytes'])}B, {rows}, {steps}")
     if report["fallbacks"]:
         found.append(f"note: the rows of {report['fallbacks']} tokens allowed no common token; the first row was used")
     return found
