@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from tokenscale.core.score import Score as Score
     from tokenscale.core.score import choose_option as choose_option
     from tokenscale.core.shape import ModelShape as ModelShape
+    from tokenscale.core.scorer import Scorer as Scorer
+    from tokenscale.core.signals import StopRule as StopRule
     from tokenscale.core.step import Step as Step
     from tokenscale.core.step import Work as Work
     from tokenscale.core.strategy import Aggregator as Aggregator
@@ -129,6 +131,8 @@ _HOMES = {
     "core.plan": "Dropout Routing RowPlan",
     "core.score": "Chosen Score choose_option",
     "core.shape": "ModelShape",
+    "core.scorer": "Scorer",
+    "core.signals": "StopRule",
     "core.step": "Step Work",
     "core.noise": "Stream",
     "core.strategy": "Aggregator Asks Choice Decoder Kind Proposals Rows SequenceStrategy Stage TokenProposer "
