@@ -46,8 +46,8 @@ if TYPE_CHECKING:
     from tokenscale.core.score import Chosen as Chosen
     from tokenscale.core.score import Score as Score
     from tokenscale.core.score import choose_option as choose_option
-    from tokenscale.core.shape import ModelShape as ModelShape
     from tokenscale.core.scorer import Scorer as Scorer
+    from tokenscale.core.shape import ModelShape as ModelShape
     from tokenscale.core.signals import StopRule as StopRule
     from tokenscale.core.step import Step as Step
     from tokenscale.core.step import Work as Work
