@@ -18,6 +18,7 @@ from tokenscale.pipeline import Pipeline
 from tokenscale.sequence_level.adaptive_self_consistency import AdaptiveSelfConsistency
 from tokenscale.sequence_level.beam_search import BeamSearch
 from tokenscale.sequence_level.best_of_n import BestOfN, WeightedBestOfN
+from tokenscale.sequence_level.constrained import Constrained
 from tokenscale.sequence_level.deepconf import DeepConf
 from tokenscale.sequence_level.early_stopping_self_consistency import EarlyStoppingSelfConsistency
 from tokenscale.sequence_level.scorers.function import FunctionScorer
@@ -218,3 +219,14 @@ def test_rounds_over_a_search_that_gives_all_at_once_are_refused() -> None:
 def test_a_scorer_is_no_stage() -> None:
     with pytest.raises(PipelineError, match=r"LLMJudge\(.*is a scorer.*\n.*BestOfN\(n=8, scorer=LLMJudge"):
         Pipeline(LLMJudge())
+
+
+def test_a_judge_under_a_constraint_always_gives_a_number() -> None:
+    judge = replace(JUDGE, constraint=Constrained(choice=tuple("123456789")))
+    pipe = Pipeline(BestOfN(4, judge, answers=None))
+    assert Pipeline.parse(repr(pipe)) == pipe
+    [result] = pipe.run(TOY, ["Q: 1"], max_new_tokens=5)
+    assert {member.score for member in result.winner.members} <= set(map(float, range(1, 10)))
+    assert result.notes == ()
+    # The candidates are not bound by it.
+    assert any(c.text not in "123456789" for c in result.candidates)

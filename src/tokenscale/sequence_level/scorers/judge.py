@@ -30,9 +30,10 @@ class LLMJudge(Scorer):
 
     `template`, with {answer} and {scale} in it, is put behind the prompt (in a chat: into the user's last
     message), and the model is asked directly: greedily, once, at most `max_new_tokens`, past all strategies
-    inside, the pipeline's constraint and its stop strings. `constraint` is one for this question. The score
-    is the first number of its text; an answer without one, or with one outside 1 to `scale`, scores 0, and a
-    note says so. Equal texts are rated once. A model that thinks needs a larger `max_new_tokens`.
+    inside, the pipeline's constraint and its stop strings. `constraint` is one for this question, such as
+    Constrained(choice=("1", "2", "3")). The score is the first number of the reply; without one, or with one
+    outside 1 to `scale`, it is 0, and a note says so. Equal texts are rated once. A model that thinks needs a
+    larger `max_new_tokens`.
 
     Use it for open-ended output, with a model that can judge; small base models cannot. Costs, per different
     answer, the prefill of prompt, answer and template, and up to `max_new_tokens` tokens. Raises
