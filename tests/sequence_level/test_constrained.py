@@ -16,6 +16,7 @@ from tokenscale.models.toy import ToyModel
 from tokenscale.pipeline import Pipeline
 from tokenscale.sequence_level.beam_search import BeamSearch
 from tokenscale.sequence_level.constrained import Constrained
+from tokenscale.sequence_level.guides import Marker
 from tokenscale.sequence_level.guides_tokens import token_texts
 from tokenscale.sequence_level.self_consistency import SelfConsistency
 from tokenscale.token_level.decoders import Greedy, Sample
@@ -65,13 +66,29 @@ def test_a_choice_means_its_characters() -> None:
     assert reachable(lm, guide, len(signs)) == {signs, "x.x", "\n"}
 
 
-@pytest.mark.parametrize("marker", ["b", "ab", "aba", "aa", "éa"])
+@pytest.mark.parametrize("marker", ["b", "ab", "aab", "aa", "éa"])
 @pytest.mark.parametrize("pattern", ["a|ab", "b+", "(ba)*é"])
 def test_behind_a_marker_the_pattern_holds_from_the_next_character(marker: str, pattern: str) -> None:
     language = {text for text in texts("abé", 5) if marker in text and re.fullmatch(pattern, text.partition(marker)[2])}
     guide = Constrained(regex=pattern, after=marker).start(SYLLABLES)
     assert not guide.met
     assert reachable(SYLLABLES, guide, 5) == language
+
+
+@pytest.mark.parametrize("text", ["a", "aa", "aab", "aba", "abab", "aabaa", "abaab"])
+def test_a_marker_is_found_however_the_text_is_cut(text: str) -> None:
+    marker = Marker(text.encode())
+    for read in texts("ab", 8):
+        for cut in range(len(read) + 1):
+            state = 1
+            for byte in read[:cut].encode():
+                state = int(marker.table[state, byte])
+            end = state
+            for byte in read[cut:].encode():
+                end = int(marker.table[end, byte])
+            assert (end == marker.found) == (text in read)
+            if text in read and text not in read[:cut]:
+                assert marker.rest(state, read[cut:].encode()).decode() == read.partition(text)[2]
 
 
 def test_before_the_marker_all_is_free_but_the_end() -> None:
