@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 from torch.nn.functional import pad
@@ -105,10 +104,10 @@ def best_continuations(
 def _margin(best: Scores, beams: int) -> Float[Tensor, " group"]:
     """The least lead of a candidate over the next, from the last of the first `beams` on."""
     leads = best[:, beams - 1 : -1] - best[:, beams:]
-    never = best.new_full((len(best), 1), NEVER)
-    # A lead over what is impossible, or between two such candidates, decides nothing.
-    leads = torch.where(best[:, beams:] == IMPOSSIBLE, never, leads)
-    return torch.cat([leads, never], -1).amin(-1)
+    if not leads.shape[-1]:
+        return best.new_full((len(best),), NEVER)
+    # Of two impossible candidates (the difference is NaN) the order decides nothing.
+    return leads.nan_to_num(nan=NEVER, posinf=NEVER).amin(-1)
 
 
 def check_search(
