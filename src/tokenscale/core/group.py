@@ -107,10 +107,12 @@ class Group:
                 places.append(start + origin)
             elif reason is not None and number < width:
                 self._finish(part, beam, reason, width)
-        if going and self._settled(part, going[0]):
+        if not going or self._settled(part, going[0]):
             return []
-        self.beams += going
-        return places
+        first = next((i for i, beam in enumerate(before) if beam.part == part), 0)
+        order = _at_parents([place - start - first for place in places])
+        self.beams += [going[i] for i in order]
+        return [places[i] for i in order]
 
     def _finish(self, part: int, beam: Record, reason: str, width: int) -> None:
         rank = self.decoder.rank(beam.score, len(beam.tokens))
@@ -152,3 +154,15 @@ class Group:
     @property
     def scores(self) -> list[float]:
         return [beam.score for beam in self.beams]
+
+
+def _at_parents(parents: list[int]) -> list[int]:
+    """The order of new beams in which each stands where its parent stood, or else in a gap: caches then move least."""
+    slots, others = [-1] * len(parents), list[int]()
+    for beam, parent in enumerate(parents):
+        if parent < len(slots) and slots[parent] < 0:
+            slots[parent] = beam
+        else:
+            others.append(beam)
+    rest = iter(others)
+    return [beam if beam >= 0 else next(rest) for beam in slots]
