@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 
@@ -24,11 +23,13 @@ def confidence(log_probs: Float[Tensor, "beams vocab"]) -> Float[Tensor, " beams
 
 
 def self_certainty(log_probs: Float[Tensor, "beams vocab"]) -> Float[Tensor, " beams"]:
-    """KL(uniform || p) = -(1/V) sum_j log(V p_j), in nats; impossible tokens as in `confidence`.
+    """KL(uniform || p) = -(1/V) sum_j log(V p_j), in nats, over the V tokens that p finds possible.
 
-    Source: Kang et al., arXiv 2502.18581 (self-certainty of one token).
+    Source: Kang et al., arXiv 2502.18581 (self-certainty of one token), where all tokens are possible.
     """
-    return -_finite(log_probs).mean(-1) - math.log(log_probs.shape[-1])
+    possible = ~log_probs.isneginf()
+    count = possible.sum(-1)
+    return -log_probs.masked_fill(~possible, 0.0).sum(-1) / count - count.to(log_probs.dtype).log()
 
 
 def _finite(log_probs: Float[Tensor, "beams tokens"]) -> Float[Tensor, "beams tokens"]:

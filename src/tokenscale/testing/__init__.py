@@ -10,6 +10,7 @@ from tokenscale.testing.backend import check_backend
 from tokenscale.testing.decoder import check_decoder
 from tokenscale.testing.language_model import check_language_model
 from tokenscale.testing.proposer import check_proposer
+from tokenscale.testing.runs import check_runs
 from tokenscale.testing.scorer import check_scorer
 from tokenscale.testing.sequence_strategy import check_sequence_strategy, respond
 
@@ -22,6 +23,7 @@ __all__ = [
     "check_decoder",
     "check_language_model",
     "check_proposer",
+    "check_runs",
     "check_scorer",
     "check_sequence_strategy",
     "respond",
