@@ -25,7 +25,7 @@ PROMPTS = [Prompt(text="Q", key=f"problem {i}") for i in range(25)]
 def run(strategy: Any, **options: Any) -> list[Result]:
     stages = [strategy] if strategy is not None else []
     pipe = Pipeline(Sample(1.0), *stages)
-    return pipe.run(LM, PROMPTS, max_new_tokens=24, **options)
+    return pipe.run(LM, PROMPTS, max_new_tokens=18, **options)
 
 
 def check_exact(candidate: Candidate, given: int, prompt: tuple[int, ...]) -> None:
@@ -39,7 +39,7 @@ def check_exact(candidate: Candidate, given: int, prompt: tuple[int, ...]) -> No
 
 
 def test_a_budget_that_never_takes_hold_changes_no_token() -> None:
-    for plain, forced in zip(run(None), run(BudgetForcing(max=24, end="</t>")), strict=True):
+    for plain, forced in zip(run(None), run(BudgetForcing(max=18, end="</t>")), strict=True):
         assert forced.winner.token_ids == plain.winner.token_ids
         assert forced.winner.log_probs == pytest.approx(plain.winner.log_probs, abs=1e-6)
         assert (forced.text, forced.winner.finish_reason) == (plain.text, plain.winner.finish_reason)
@@ -54,7 +54,7 @@ def test_thinking_is_capped() -> None:
             continue
         assert forced.winner.token_ids[:3] == plain.winner.token_ids[:3]
         assert forced.text.startswith(early + " </t>7")
-        assert len(forced.winner.token_ids) <= 24 + 3  # what is put in does not count
+        assert len(forced.winner.token_ids) <= 18 + 3  # what is put in does not count
         check_exact(forced.winner, 3, LM.encode(Prompt(text="Q")))
         capped += 1
     assert capped > 3
@@ -119,7 +119,7 @@ def test_a_text_that_goes_on_is_passed_on() -> None:
 
 def test_stop_strings_and_lengths_end_as_ever() -> None:
     for plain, forced in zip(
-        run(None, stop_strings=["7 "]), run(BudgetForcing(max=24, end="</t>"), stop_strings=["7 "]), strict=True
+        run(None, stop_strings=["7 "]), run(BudgetForcing(max=18, end="</t>"), stop_strings=["7 "]), strict=True
     ):
         assert (forced.text, forced.winner.finish_reason) == (plain.text, plain.winner.finish_reason)
     short = Pipeline(Sample(1.0), BudgetForcing(min=30, end="</t>")).run(LM, PROMPTS, max_new_tokens=1)
