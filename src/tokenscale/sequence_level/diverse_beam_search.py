@@ -32,7 +32,8 @@ class DiverseBeamSearch(Decoder):
     where N counts how many of the width / groups best continuations of each earlier group, those that end
     included, have just taken that token (the Hamming diversity). Group 1 is a plain beam search, and so is
     every group at `diversity` 0. Each group keeps width / groups finished texts, and ends by itself, by the rules
-    of `early_stopping`; a group that has ended costs nothing and repels nobody.
+    of `early_stopping` (a group of one beam with its first text); a group that has ended costs nothing and
+    repels nobody.
 
     The penalty stays in the score, as the paper's algorithm 1 puts it into the log-probability, and as its
     authors' code and transformers' former `group_beam_search` have it: a beam that once paid for a word does
