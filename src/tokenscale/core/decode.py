@@ -83,8 +83,12 @@ class LocalBackend(Backend):
         answer, suffix = self._begun(ask, asked)
         ticket, self._tickets = self._tickets, self._tickets + 1
         left = room(self._lm, len(asked)) - len(answer)
-        if left < 1:
-            self._ready.append(Completion(ticket, self._full(ask, asked, answer, suffix), []))
+        guide = _guide(constraint, self._lm, answer)
+        if left < 1 or (guide is not None and guide.over):
+            reason = "length" if left < 1 else "constraint"
+            if guide is not None and not guide.met:
+                reason = "constraint_unmet"
+            self._ready.append(Completion(ticket, self._nothing(ask, asked, answer, suffix, reason), []))
             return ticket
         groups = []
         for first in range(0, ask.k, decoder.num_return):
@@ -96,7 +100,7 @@ class LocalBackend(Backend):
                 ask.pauses,
                 prefix=len(answer),
                 suffix=len(suffix),
-                guide=_guide(constraint, self._lm, answer),
+                guide=guide.fork() if guide is not None else None,
                 stop_rule=ask.stop_rule,
                 signals=self._signals,
             )
@@ -130,12 +134,12 @@ class LocalBackend(Backend):
         suffix = self._lm.encode(Prompt(token_ids=before, suffix=ask.suffix))[len(before) :]
         return (*ask.prefix_ids, *suffix), suffix
 
-    def _full(
-        self, ask: Ask, asked: tuple[int, ...], answer: tuple[int, ...], suffix: tuple[int, ...]
+    def _nothing(
+        self, ask: Ask, asked: tuple[int, ...], answer: tuple[int, ...], suffix: tuple[int, ...], reason: str
     ) -> list[Candidate]:
-        """The candidates of an ask whose beginning fills the context: no token follows it."""
+        """The candidates of an ask whose beginning fills the context, or what a constraint allows."""
         thinking, text = self._lm.read(asked, answer) if self._lm.tokenizer is not None else ("", "")
-        empty = Candidate(text, (), (), "length", ask.stream, thinking=thinking, suffix_ids=suffix)
+        empty = Candidate(text, (), (), reason, ask.stream, thinking=thinking, suffix_ids=suffix)
         return [replace(empty, stream=one.stream) for one in ask.copies()]
 
     def cancel(self, ticket: int) -> None:

@@ -46,9 +46,8 @@ class Record:
     """A candidate while it is decoded. `limit` is the most tokens it may get.
 
     The last `prefix` tokens of `prompt` are the beginning of the answer, the last `suffix` of those the ask's
-    suffix. `part` is its place in a search of
-    several parts (-1: its root), `score` what the search ranks it by, `signals` the names of what is recorded
-    per token.
+    suffix. `part` is its place in a search of several parts (-1: its root), `score` what the search ranks it by,
+    `signals` the names of what is recorded per token, `ruled` the values that its stop rule reads.
     """
 
     prompt: tuple[int, ...]
@@ -65,6 +64,7 @@ class Record:
     log_prob: float = 0.0
     score: float = 0.0
     part: int = -1
+    ruled: list[float] = field(default_factory=list)
 
     def add(self, lm: LanguageModel, token: TokenRecord, score: float | None = None, part: int = 0) -> None:
         """Appends a token; `log_prob` is their running total, and so is `score` where none is given."""
@@ -72,6 +72,8 @@ class Record:
         self.log_prob += token.log_prob
         self.score = self.log_prob if score is None else score
         self.part = part
+        if self.stop_rule is not None:
+            self.ruled.append(token.signals[self.signals.index(self.stop_rule.signal)])
         if self.guide is not None and token.token not in lm.eos_ids:
             self.guide.advance(token.token)
 
@@ -94,7 +96,7 @@ class Record:
         other = object.__new__(Record)
         # Every beam of every step is a fork, and `dataclasses.replace` takes six times as long.
         other.__dict__.update(self.__dict__)
-        other.tokens = list(self.tokens)
+        other.tokens, other.ruled = list(self.tokens), list(self.ruled)
         if self.guide is not None:
             other.guide = self.guide.fork()
         return other
@@ -102,9 +104,9 @@ class Record:
     def ending(self, lm: LanguageModel) -> str | None:
         """The finish reason, once there is one."""
         reason = self._ending(lm)
-        if self.guide is None:
+        if self.guide is None or reason == "pause":
             return reason
-        if reason is None and self.guide.over:
+        if reason in (None, "length") and self.guide.over:
             reason = "constraint"
         return "constraint_unmet" if reason is not None and not self.guide.met else reason
 
@@ -113,7 +115,7 @@ class Record:
             return "eos"
         if self._ends and (stop := self._stopped(lm)):
             return "stop_string" if stop in self.stop_strings else "pause"
-        if self.stop_rule is not None and self.stop_rule.stops(self._signal(self.stop_rule.signal)):
+        if self.stop_rule is not None and self.stop_rule.stops(self.ruled):
             return "stop_rule"
         return "length" if len(self.tokens) >= self.limit else None
 
