@@ -19,7 +19,7 @@ from tools.demo_verifier.labels import EQUATION, corrupted, drill, evaluated, ex
 from tools.demo_verifier.samples import CHECKPOINTS, Row, problems, right_texts
 from tools.demo_verifier.train import Mix, Recipe, Run, auc, block, counts, pad, parts, sums, train
 
-RECIPE = Recipe(steps=4, batch=4, warm_up=2, drilling=0.5)
+RECIPE = Recipe(cycles=(3, 2), batch=4, warm_up=2, drilling=1)
 RIGHT = " We get 17+5=22, 22*2=44. #### 44"
 
 
@@ -33,25 +33,18 @@ def row(text, right=(RIGHT,), answer="44"):
 
 
 @pytest.mark.parametrize(
-    ("text", "answer", "marks"),
-    [
-        (RIGHT, "44", "++++++++++++++"),
-        (" We get 17+5=23, 22*2=44. #### 44", "44", None),
-        (" We get 17+5=22, 22*2=54. #### 54", "44", None),
-        (" We get 17", "44", None),
-    ],
+    "text",
+    [RIGHT, " We get 17+5=23, 22*2=44. #### 44", " We get 17+5=22, 22*2=54. #### 54", " We get 17"],
 )
-def test_labels_of_every_token(tokenizer, text, answer, marks):
-    found = example(row(text, answer=answer), tokenizer)
+def test_labels_of_every_token(tokenizer, text):
+    found = example(row(text), tokenizer)
     assert tokenizer.decode(found.tokens) == row(text).prompt + text
     tokens = found.tokens[found.answer :]
     assert tokenizer.decode(tokens) == text
     beginnings = [tokenizer.decode(tokens[: i + 1]) for i in range(len(tokens))]
     expected = [RIGHT.startswith(beginning) for beginning in beginnings]
-    expected[-1] = read_answer(text) == answer
+    expected[-1] = read_answer(text) == "44"
     assert found.right == expected
-    if marks:
-        assert all(found.right)
     assert found.known == [RIGHT.startswith(beginning) for beginning in beginnings]
     equations = [(m.end(), wrong_lines(m.group()) == []) for m in EQUATION.finditer(text)]
     behind = [
@@ -168,20 +161,28 @@ def test_a_resumed_run_equals_an_uninterrupted_one(sampled, tmp_path, monkeypatc
 def test_losses_in_parts_are_those_of_the_whole(sampled, tokenizer, monkeypatch):
     run = Run(RECIPE, 0)
     batch = pad([example(one, tokenizer) for one in sampled], tokenizer.pad_token_id)
-    whole = sums(run.model, run.equations, batch)
+    whole = sums(run.model, run.teacher, batch)
     monkeypatch.setattr("tools.demo_verifier.train.PART", 200)
     pieces = parts(batch)
     assert len(pieces) > 1
-    torch.testing.assert_close(sum(sums(run.model, run.equations, p) for p in pieces), whole, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(sum(sums(run.model, run.teacher, p) for p in pieces), whole, rtol=1e-5, atol=1e-4)
     assert torch.equal(sum(counts(p) for p in pieces), counts(batch))
 
 
 def test_batches_follow_the_mix(sampled, tokenizer):
-    recipe = replace(RECIPE, batch=4, steps=64, early=Mix(drills=1, sampled=0), late=Mix(drills=0, sampled=1))
-    early, late = (block(sampled, recipe, index, 0, tokenizer) for index in (0, 2))
-    starts = [{tokenizer.decode(row[:1]) for batch in batches for row in batch.tokens} for batches in (early, late)]
-    assert starts == [{"\nA:"}, {"Q:"}]
-    assert all(len(batch.tokens) == 4 for batch in early + late)
+    mixes = {"early": Mix(drills=1, sampled=0), "late": Mix(drills=0, sampled=1), "last": Mix(drills=0.5, sampled=0)}
+    recipe = replace(RECIPE, cycles=(32, 16), drilling=16, **mixes)
+    blocks = [block(sampled, recipe, index, 0, tokenizer) for index in (0, 1, 2)]
+    starts = [{tokenizer.decode(row[:1]) for batch in batches for row in batch.tokens} for batches in blocks]
+    assert starts == [{"\nA:"}, {"Q:"}, {"\nA:", "Q:"}]
+    assert all(len(batch.tokens) == 4 for batches in blocks for batch in batches)
+
+
+def test_rates_warm_up_and_decay_in_every_cycle():
+    recipe = Recipe(cycles=(100, 40), warm_up=10)
+    assert recipe.steps == 140
+    expected = {0: 0.1, 9: 1, 50: 1, 75: 0.5, 99: 0.02, 100: 0.1, 110: 1, 130: 0.5, 139: 0.05}
+    assert {step: recipe.factor(step) for step in expected} == pytest.approx(expected)
 
 
 def test_padding_has_no_label_and_no_target(sampled, tokenizer):

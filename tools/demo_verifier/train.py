@@ -2,10 +2,11 @@
 
     python -m tools.demo_verifier.train --seed 0 --samples build/demo_verifier/samples --out build/demo_verifier/s0
 
-The loss is the sum of four means: the label of every answer token, that of the last one again, whether each equation
-holds (told from the last layer but one, by a head that is thrown away, so that the last layer can gather it), and with
-weight `Recipe.language` the next token of what is right. The last two teach the arithmetic. Training begins with drills
-and ends with solutions. One thread, float32. `--resume` goes on from the last checkpoint as if there had been no stop.
+The model tells what comes next, compares that with what comes, and gathers the differences, each in layers of its own:
+the loss is the sum of four means, of which two are taught inside the model by parts that are thrown away. They are the
+label of every answer token, that of the last one again, whether each equation holds (from the last layer but one), and
+with weight `Recipe.language` the next token of what is right (from the last layer but two). One thread, float32.
+`--resume` goes on from the last checkpoint as if there had been no stop.
 """
 
 import argparse
@@ -39,29 +40,41 @@ class Mix:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Optimizer and mixes: linear warm-up, constant rate, linear decay over the last `decay` of the steps.
+    """Optimizer and mixes. A cycle is a linear warm-up, a constant rate, and a linear decay over its last half.
 
-    `early` is the mix of the first `drilling` of the steps, `late` that of the others.
+    `early` is the mix of the first `drilling` steps, `last` that of the last cycle, `late` that between. The last
+    has no written solutions: half of them are wrong in either style, and samples in the detailed style rarely are.
     """
 
-    steps: int = 2400
+    cycles: tuple[int, ...] = (1300, 900)  # steps
     batch: int = 64  # texts
-    early: Mix = Mix(drills=0.5, sampled=0.2)
-    late: Mix = Mix(drills=0.15, sampled=0.5)
-    drilling: float = 0.35
+    early: Mix = Mix(drills=0.4, sampled=0.3)
+    late: Mix = Mix(drills=0.15, sampled=0.55)
+    last: Mix = Mix(drills=0.1, sampled=0.9)
+    drilling: int = 455
     language: float = 0.5  # weight of the next-token loss
     rate: float = 3e-3  # AdamW: embeddings, norms, score
     muon_rate: float = 1e-2  # matrices of the layers
     warm_up: int = 50
-    decay: float = 0.5
+
+    @property
+    def steps(self) -> int:
+        """Of all cycles."""
+        return sum(self.cycles)
 
     def mix(self, step: int) -> Mix:
         """The mix of a step."""
-        return self.early if step < self.drilling * self.steps else self.late
+        if step >= self.steps - self.cycles[-1]:
+            return self.last
+        return self.early if step < self.drilling else self.late
 
     def factor(self, step: int) -> float:
         """What the learning rates are multiplied by at a step."""
-        return min((step + 1) / self.warm_up, 1.0, max(0.02, (self.steps - step) / (self.decay * self.steps)))
+        for cycle in self.cycles:
+            if step < cycle:
+                return min((step + 1) / self.warm_up, 1.0, max(0.02, 2 * (cycle - step) / cycle))
+            step -= cycle
+        raise AssertionError("a step after the last")
 
 
 def build(tokenizer) -> LlamaForSequenceClassification:
@@ -69,8 +82,8 @@ def build(tokenizer) -> LlamaForSequenceClassification:
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=64,
-        intermediate_size=104,
-        num_hidden_layers=4,
+        intermediate_size=72,
+        num_hidden_layers=5,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=1024,
@@ -80,6 +93,15 @@ def build(tokenizer) -> LlamaForSequenceClassification:
         eos_token_id=tokenizer.eos_token_id,
     )
     return LlamaForSequenceClassification(config).train()
+
+
+class Teacher(nn.Module):
+    """The parts that are thrown away: norms of inner hidden states, and the head that tells whether equations hold."""
+
+    def __init__(self, hidden: int):
+        super().__init__()
+        self.before_words, self.before_holds = nn.RMSNorm(hidden, eps=1e-6), nn.RMSNorm(hidden, eps=1e-6)
+        self.holds = nn.Linear(hidden, 1)
 
 
 @dataclass(frozen=True)
@@ -146,15 +168,15 @@ def told(logits: Tensor, labels: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits[some], labels[some].float(), reduction="sum")
 
 
-def sums(model: LlamaForSequenceClassification, equations: nn.Linear, batch: Batch) -> Tensor:
+def sums(model: LlamaForSequenceClassification, teacher: Teacher, batch: Batch) -> Tensor:
     """The four losses, summed over their labels: every token, last token, equations, next token."""
     outputs = model.model(input_ids=batch.tokens, use_cache=False, output_hidden_states=True)
-    hidden, before = outputs.last_hidden_state, outputs.hidden_states[-2]
-    logits = model.score(hidden)[..., 0]
+    *_, foreseen, compared, _ = outputs.hidden_states
+    logits = model.score(outputs.last_hidden_state)[..., 0]
     rows = torch.arange(len(batch.last))
-    holds = equations(F.rms_norm(before, before.shape[-1:]))[..., 0]
+    holds = teacher.holds(teacher.before_holds(compared))[..., 0]
     known = batch.targets >= 0
-    words = hidden[known] @ model.model.embed_tokens.weight.t()
+    words = teacher.before_words(foreseen[known]) @ model.model.embed_tokens.weight.t()
     return torch.stack(
         [
             told(logits, batch.labels),
@@ -209,10 +231,10 @@ class Run:
         self.tokenizer = AutoTokenizer.from_pretrained(CHECKPOINTS / "demo")
         torch.manual_seed(seed)
         self.model = build(self.tokenizer)
-        self.equations = nn.Linear(self.model.config.hidden_size, 1)
+        self.teacher = Teacher(self.model.config.hidden_size)
         matrices = [p for name, p in self.model.named_parameters() if "layers" in name and p.ndim == 2]
         chosen = {id(p) for p in matrices}
-        others = [p for p in self.model.parameters() if id(p) not in chosen] + list(self.equations.parameters())
+        others = [p for p in self.model.parameters() if id(p) not in chosen] + list(self.teacher.parameters())
         self.optimizers = [
             torch.optim.AdamW(others, lr=recipe.rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True),
             torch.optim.Muon(matrices, lr=recipe.muon_rate, weight_decay=0.0),
@@ -224,7 +246,7 @@ class Run:
         """Writes the checkpoint; the file is replaced at once, so a kill never leaves half of one."""
         state = {
             "model": self.model.state_dict(),
-            "equations": self.equations.state_dict(),
+            "teacher": self.teacher.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "counters": (self.step, self.tokens, self.seconds, self.curve),
             "recipe": asdict(self.recipe),
@@ -239,7 +261,7 @@ class Run:
         if (state["seed"], state["recipe"]) != (self.seed, asdict(self.recipe)):
             raise ValueError(f"{path} is of another seed or recipe: train from the start")
         self.model.load_state_dict(state["model"])
-        self.equations.load_state_dict(state["equations"])
+        self.teacher.load_state_dict(state["teacher"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.step, self.tokens, self.seconds, self.curve = state["counters"]
@@ -253,7 +275,7 @@ class Run:
         number, means = counts(batch), torch.zeros(4)
         weights = torch.tensor([1.0, 1.0, 1.0, self.recipe.language])
         for part in parts(batch):
-            losses = sums(self.model, self.equations, part) / number
+            losses = sums(self.model, self.teacher, part) / number
             (losses * weights).sum().backward()
             means += losses.detach()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -293,12 +315,11 @@ def main() -> None:
     parser.add_argument("--samples", type=Path, default=Path("build/demo_verifier/samples"))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, help="stop early, the schedule unchanged")
-    parser.add_argument("--schedule", type=int, default=Recipe.steps, help="steps of the whole schedule")
     parser.add_argument("--resume", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.out.mkdir(parents=True, exist_ok=True)
-    recipe = Recipe(steps=options.schedule)
+    recipe = Recipe()
     run = Run(recipe, options.seed)
     if options.resume:
         run.load(options.out / "checkpoint.pt")
