@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from tests.sequence_level.trees import ASK
-from tokenscale.core.data import Candidate, Prompt, Result
+from tokenscale.core.data import Candidate, Result
 from tokenscale.core.errors import ArgumentError
+from tokenscale.core.prompt import Prompt
 from tokenscale.models.toy import ToyModel
 from tokenscale.pipeline import Pipeline
 from tokenscale.sequence_level.budget_forcing import BudgetForcing
@@ -141,3 +142,21 @@ def test_stop_strings_and_lengths_end_as_ever() -> None:
 def test_bad_arguments_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         BudgetForcing(**arguments)
+
+
+@pytest.mark.parametrize("reason", ["length", "constraint_unmet"])
+def test_a_text_that_is_cut_off_gets_its_closing(reason: str) -> None:
+    """Under a constraint on what follows the thinking, it is cut off before that is met."""
+    solving = BudgetForcing(max=2, closing=" so").solve(replace(ASK, max_new_tokens=9))
+    next(solving)
+    [asked] = solving.send([[Candidate("ab", (1, 2), (0.0, 0.0), reason, ASK.stream)]])
+    assert (asked.prefix_ids, asked.suffix, asked.max_new_tokens, asked.pauses) == ((1, 2), " so", 7, ())
+
+
+def test_a_text_that_nothing_may_follow_gets_no_closing() -> None:
+    solving = BudgetForcing(max=2).solve(replace(ASK, max_new_tokens=9))
+    next(solving)
+    found = Candidate("a", (1, 2), (0.0, 0.0), "constraint_unmet", ASK.stream, stopped_by="b", ending=1)
+    with pytest.raises(StopIteration) as end:
+        solving.send([[found]])
+    assert end.value.value == [found]

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from tokenscale.core.data import Ask, Candidate, Prompt
+from tokenscale.core.data import Ask, Candidate
 from tokenscale.core.errors import ArgumentError, PromptError
 from tokenscale.core.noise import Stream
+from tokenscale.core.prompt import Prompt
 from tokenscale.models.toy import ToyModel
 from tokenscale.pipeline import Pipeline
 from tokenscale.sequence_level.chain_of_thought import ChainOfThought
@@ -134,15 +135,15 @@ def test_an_answer_that_the_chain_names_itself_is_not_the_second_calls() -> None
 
 
 def test_chains_that_somebody_goes_on_with_are_left_alone() -> None:
-    ask = Ask(Prompt(text="Q"), ROOT, max_new_tokens=8, k=3, pauses=("\n",))
+    ask = Ask(Prompt(text="Q"), ROOT, max_new_tokens=8, k=4, pauses=("\n",))
     solving = ChainOfThought(extract=EXTRACT).solve(ask)
     next(solving)
     ended = Candidate("4", (1, 0), (0.0, 0.0), "eos", ROOT.child(2), ending=1)
-    chains = [replace(ended, finish_reason=reason, ending=0) for reason in ("pause", "length")]
+    chains = [replace(ended, finish_reason=reason, ending=0) for reason in ("pause", "length", "constraint_unmet")]
     assert len(solving.send([[*chains, ended]])) == 1
     with pytest.raises(StopIteration) as end:
         solving.send([[replace(ended, text=f"4 {EXTRACT} 6")]])
-    assert [c.answer for c in end.value.value] == [None, None, "6"]
+    assert [c.answer for c in end.value.value] == [None, None, None, "6"]
 
 
 def test_an_extraction_over_a_model_has_exact_log_probabilities_and_is_billed() -> None:

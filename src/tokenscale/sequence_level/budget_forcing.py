@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 
 from tokenscale.core.data import Ask, Candidate
 from tokenscale.core.errors import ArgumentError, at_least
-from tokenscale.core.strategy import Asks, Kind, SequenceStrategy
+from tokenscale.core.stage import Kind
+from tokenscale.core.strategy import Asks, SequenceStrategy
 from tokenscale.sequence_level.steps import join, without_ending
 
 
@@ -100,7 +101,9 @@ class BudgetForcing(SequenceStrategy):
         answer = replace(turn.ask, pauses=ask.pauses, max_new_tokens=left, suffix="")
         if closed:
             return _Turn(_behind(answer, whole), whole, False, left)
-        if found.finish_reason == "length" and self.max is not None and used >= self.max:
+        # Under a constraint that the answer has still to meet, a text that is cut off says so.
+        cut_off = found.finish_reason in ("length", "constraint_unmet") and not (found.stopped_by or found.ending)
+        if cut_off and self.max is not None and used >= self.max:
             closing = self.end if self.closing is None else self.closing
             # The last token that may be thought can complete the end, too.
             suffix = "" if self.end in whole.text else closing

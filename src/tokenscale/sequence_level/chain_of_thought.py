@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from tokenscale.core.data import Ask, Candidate, Prompt
+from tokenscale.core.data import Ask, Candidate
 from tokenscale.core.errors import ArgumentError
-from tokenscale.core.strategy import Asks, Kind, SequenceStrategy
+from tokenscale.core.prompt import Prompt
+from tokenscale.core.stage import Kind
+from tokenscale.core.strategy import Asks, SequenceStrategy
 from tokenscale.sequence_level import answers as texts
 from tokenscale.sequence_level.steps import join, without_ending
 from tokenscale.sequence_level.voting import check_kind
@@ -99,7 +101,8 @@ class ChainOfThought(SequenceStrategy):
 
 def _finished(chain: Candidate, ask: Ask) -> bool:
     """Whether nobody goes on with this chain."""
-    return chain.finish_reason != "pause" and not (chain.finish_reason == "length" and ask.pauses)
+    cut_off = chain.finish_reason in ("length", "constraint_unmet")
+    return chain.finish_reason != "pause" and not (cut_off and ask.pauses)
 
 
 def _separator(prompt: Prompt) -> str:
