@@ -7,7 +7,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from tokenscale.core.strategy import Kind, SequenceStrategy, Stage
+from tokenscale.core.stage import Kind, Stage
+from tokenscale.core.strategy import SequenceStrategy
 from tokenscale.pipeline import Pipeline
 from tokenscale.sequence_level.answers import KINDS
 from tokenscale.sequence_level.chain_of_thought import ChainOfThought

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.pipeline_examples import Everything, pipelines, score
 from tokenscale import dsl
 from tokenscale.core.errors import PipelineError, UnknownNameError
-from tokenscale.core.strategy import Stage
+from tokenscale.core.stage import Stage
 from tokenscale.pipeline import Pipeline
 from tokenscale.plugins import name_of
 from tokenscale.sequence_level.chain_of_thought import ChainOfThought

@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenscale.core.constraint import Constraint
-from tokenscale.core.data import Prompt
 from tokenscale.core.errors import ArgumentError, CapabilityError, PipelineError, PromptError
+from tokenscale.core.prompt import Prompt
 from tokenscale.core.scorer import Scorer
-from tokenscale.core.strategy import Kind, SequenceStrategy, Stage
+from tokenscale.core.stage import Kind, Stage
+from tokenscale.core.strategy import SequenceStrategy
 from tokenscale.models.toy import ToyModel
 from tokenscale.pipeline import Pipeline
 from tokenscale.sequence_level.chain_of_thought import ChainOfThought

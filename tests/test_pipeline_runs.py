@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 from tokenscale.core.cost import popcount
-from tokenscale.core.data import Ask, Candidate, Prompt
+from tokenscale.core.data import Ask, Candidate
 from tokenscale.core.noise import Stream, UniformReader, prompt_key
-from tokenscale.core.strategy import Asks, Kind, SequenceStrategy, Stage
+from tokenscale.core.prompt import Prompt
+from tokenscale.core.stage import Kind, Stage
+from tokenscale.core.strategy import Asks, SequenceStrategy
 from tokenscale.models.toy import ToyModel
 from tokenscale.pipeline import Pipeline
 from tokenscale.sequence_level.answers import extract

@@ -12,14 +12,16 @@ import pytest
 
 from tokenscale import plugins
 from tokenscale.core.errors import ArgumentError, PipelineError, UnknownNameError
-from tokenscale.core.strategy import Kind, SequenceStrategy
+from tokenscale.core.stage import Kind
+from tokenscale.core.strategy import SequenceStrategy
 from tokenscale.sequence_level.self_consistency import SelfConsistency
 from tokenscale.token_level.decoders import Greedy
 from tokenscale.token_level.roe import RoE
 
 OWN = '''
 from dataclasses import dataclass
-from tokenscale.core.strategy import Kind, SequenceStrategy, Stage
+from tokenscale.core.strategy import SequenceStrategy
+from tokenscale.core.stage import Kind, Stage
 
 @dataclass(frozen=True)
 class First(SequenceStrategy):

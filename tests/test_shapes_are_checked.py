@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from tokenscale.core.errors import ArgumentError, at_least
-from tokenscale.core.strategy import Rows, all_valid
+from tokenscale.core.starting import all_valid
+from tokenscale.core.strategy import Rows
 
 
 def test_a_wrong_shape_is_caught() -> None:

@@ -10,9 +10,9 @@ import tokenscale as ts
 from tests.core.test_record import token
 from tests.models.test_load import tokenizer
 from tests.models.tiny import tiny
-from tokenscale.core.data import Prompt
 from tokenscale.core.errors import ArgumentError, PromptError
 from tokenscale.core.noise import Stream
+from tokenscale.core.prompt import Prompt
 from tokenscale.core.record import Record
 from tokenscale.core.streaming import TextStream
 from tokenscale.models.hf import wrap

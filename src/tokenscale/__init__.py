@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from tokenscale.core.cost import Usage as Usage
     from tokenscale.core.data import Ask as Ask
     from tokenscale.core.data import Candidate as Candidate
-    from tokenscale.core.data import Prompt as Prompt
     from tokenscale.core.data import Result as Result
     from tokenscale.core.data import RoutingStats as RoutingStats
     from tokenscale.core.data import Trace as Trace
@@ -43,26 +42,27 @@ if TYPE_CHECKING:
     from tokenscale.core.plan import Dropout as Dropout
     from tokenscale.core.plan import Routing as Routing
     from tokenscale.core.plan import RowPlan as RowPlan
+    from tokenscale.core.prompt import Prompt as Prompt
     from tokenscale.core.score import Chosen as Chosen
     from tokenscale.core.score import Score as Score
     from tokenscale.core.score import choose_option as choose_option
     from tokenscale.core.scorer import Scorer as Scorer
     from tokenscale.core.shape import ModelShape as ModelShape
     from tokenscale.core.signals import StopRule as StopRule
+    from tokenscale.core.stage import Kind as Kind
+    from tokenscale.core.stage import Stage as Stage
+    from tokenscale.core.starting import all_valid as all_valid
+    from tokenscale.core.starting import start_all as start_all
     from tokenscale.core.step import Step as Step
     from tokenscale.core.step import Work as Work
     from tokenscale.core.strategy import Aggregator as Aggregator
     from tokenscale.core.strategy import Asks as Asks
     from tokenscale.core.strategy import Choice as Choice
     from tokenscale.core.strategy import Decoder as Decoder
-    from tokenscale.core.strategy import Kind as Kind
     from tokenscale.core.strategy import Proposals as Proposals
     from tokenscale.core.strategy import Rows as Rows
     from tokenscale.core.strategy import SequenceStrategy as SequenceStrategy
-    from tokenscale.core.strategy import Stage as Stage
     from tokenscale.core.strategy import TokenProposer as TokenProposer
-    from tokenscale.core.strategy import all_valid as all_valid
-    from tokenscale.core.strategy import start_all as start_all
     from tokenscale.integrations.transformers import custom_generate as custom_generate
     from tokenscale.models.hf import HFModel as HFModel
     from tokenscale.models.hf import load as load
@@ -124,10 +124,11 @@ __version__ = "0.1.0"
 _HOMES = {
     "core.backend": "Backend Completion",
     "core.cost": "Cached Cost Prefill Usage",
-    "core.data": "Ask Candidate Prompt Result RoutingStats Trace",
+    "core.data": "Ask Candidate Result RoutingStats Trace",
     "core.errors": "ArgumentError CapabilityError ModelError PipelineError PromptError RecipeError RoutingError "
     "TokenscaleError TokenscaleWarning UnknownNameError",
     "core.model": "LanguageModel ROUTING_NOISE State",
+    "core.prompt": "Prompt",
     "core.plan": "Dropout Routing RowPlan",
     "core.score": "Chosen Score choose_option",
     "core.shape": "ModelShape",
@@ -135,8 +136,9 @@ _HOMES = {
     "core.signals": "StopRule",
     "core.step": "Step Work",
     "core.noise": "Stream",
-    "core.strategy": "Aggregator Asks Choice Decoder Kind Proposals Rows SequenceStrategy Stage TokenProposer "
-    "all_valid start_all",
+    "core.stage": "Kind Stage",
+    "core.starting": "all_valid start_all",
+    "core.strategy": "Aggregator Asks Choice Decoder Proposals Rows SequenceStrategy TokenProposer",
     "integrations.transformers": "custom_generate",
     "models.hf": "HFModel load wrap",
     "models.toy": "ToyModel",

@@ -15,8 +15,9 @@ from tokenscale.cli_compare import print_json, quiet
 from tokenscale.core.errors import PromptError
 
 if TYPE_CHECKING:
-    from tokenscale.core.data import Candidate, Prompt, Result
+    from tokenscale.core.data import Candidate, Result
     from tokenscale.core.model import LanguageModel
+    from tokenscale.core.prompt import Prompt
     from tokenscale.pipeline import Pipeline
 
 SHOWN = 60
@@ -34,7 +35,7 @@ def generate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
     """Continue one prompt with a pipeline."""
-    from tokenscale.core.data import Prompt
+    from tokenscale.core.prompt import Prompt
     from tokenscale.models.hf import load
     from tokenscale.pipeline import Pipeline
     from tokenscale.token_level.decoders import Greedy

@@ -49,7 +49,7 @@ def score(
 
 def _pipeline(text: str | None) -> Pipeline:
     """The token level of a pipeline. Raises PipelineError for one that has more."""
-    from tokenscale.core.strategy import Kind
+    from tokenscale.core.stage import Kind
     from tokenscale.pipeline import Pipeline
     from tokenscale.token_level.plain import Plain
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 from tokenscale import plugins
 from tokenscale.core.errors import PipelineError, TokenscaleError, UnknownNameError, nearest
-from tokenscale.core.strategy import Stage
+from tokenscale.core.stage import Stage
 
 MAX_DEPTH = 20
 SHOWN = 100

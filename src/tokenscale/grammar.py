@@ -14,15 +14,8 @@ from itertools import pairwise
 from tokenscale import dsl
 from tokenscale.core.constraint import Constraint
 from tokenscale.core.errors import PipelineError
-from tokenscale.core.strategy import (
-    ONE_PLACE,
-    Aggregator,
-    Decoder,
-    Kind,
-    SequenceStrategy,
-    Stage,
-    TokenProposer,
-)
+from tokenscale.core.stage import ONE_PLACE, Kind, Stage
+from tokenscale.core.strategy import Aggregator, Decoder, SequenceStrategy, TokenProposer
 
 CLASSES: Mapping[Kind, type[Stage]] = {
     Kind.PROPOSER: TokenProposer,

@@ -9,24 +9,16 @@ from typing import Any, overload
 from tokenscale import dsl, spec
 from tokenscale.core.backend import OnToken
 from tokenscale.core.constraint import Constraint
-from tokenscale.core.data import Prompt, Result
+from tokenscale.core.data import Result
 from tokenscale.core.decode import LocalBackend, check_free
 from tokenscale.core.errors import ArgumentError, CapabilityError, PipelineError, at_least
 from tokenscale.core.model import LanguageModel
 from tokenscale.core.permitted import LogitsProcessor
+from tokenscale.core.prompt import Prompt
 from tokenscale.core.run import OnResult, run_problems, solve_problems
 from tokenscale.core.score import set_plain
-from tokenscale.core.strategy import (
-    Aggregator,
-    Composable,
-    Decoder,
-    Kind,
-    SequenceStrategy,
-    Stage,
-    TokenProposer,
-    require_stage,
-    set_composer,
-)
+from tokenscale.core.stage import Composable, Kind, Stage, require_stage, set_composer
+from tokenscale.core.strategy import Aggregator, Decoder, SequenceStrategy, TokenProposer
 from tokenscale.core.streaming import Event, TextStream, events
 from tokenscale.grammar import check_chance, ordered
 from tokenscale.sequence_level.answers import extract

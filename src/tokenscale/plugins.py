@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 
 from tokenscale.core.errors import PipelineError, TokenscaleError, UnknownNameError, unknown
-from tokenscale.core.strategy import Kind, Stage
+from tokenscale.core.stage import Kind, Stage
 from tokenscale.sequence_level.adaptive_self_consistency import AdaptiveSelfConsistency
 from tokenscale.sequence_level.beam_search import BeamSearch
 from tokenscale.sequence_level.best_of_n import BestOfN, WeightedBestOfN

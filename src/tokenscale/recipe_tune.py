@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, Strict, model_validator
 
 from tokenscale import plugins
 from tokenscale.core.errors import TokenscaleError, UnknownNameError, nearest
-from tokenscale.core.strategy import Stage
+from tokenscale.core.stage import Stage
 from tokenscale.pipeline import Pipeline
 from tokenscale.recipe_sections import ArmSection, Count, Name, Section, TaskName, TaskSection, Text, refuse
 from tokenscale.recipe_text import Loc, Problem, Source

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 
 from tokenscale import plugins
 from tokenscale.core.errors import PipelineError, TokenscaleError, UnknownNameError
-from tokenscale.core.strategy import Stage
+from tokenscale.core.stage import Stage
 
 REF = "ref"
 MAX_DEPTH = 20

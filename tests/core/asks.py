@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from tokenscale.core.data import Ask, Prompt
+from tokenscale.core.data import Ask
 from tokenscale.core.noise import Stream
+from tokenscale.core.prompt import Prompt
 from tokenscale.token_level.roe import RoE
 
 END = 0

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenscale.core.cost import Cached, Cost, Lane, Ledger, Prefill, Ran, Usage
+from tokenscale.core.cost import Cached, Cost, Lane, Prefill, Ran, Usage
+from tokenscale.core.ledger import Ledger, decode_cost
 from tokenscale.core.shape import ModelShape
 
 SHAPE = ModelShape(
@@ -73,7 +74,7 @@ def test_a_candidate_by_hand() -> None:
         rows=5,
         sequential_steps=2,
     )
-    assert usage.decode_cost() == decode
+    assert decode_cost(usage) == decode
     ledger = Ledger()
     assert ledger.add([usage], 0) == 2
     prefill = Cost(flops=2 * 120 + 3 + 6, bytes=700 + 5 * 10, expert_loads=5, prompt_tokens=3, sequential_steps=1)
@@ -91,7 +92,7 @@ def test_candidates_in_lockstep_share_prompt_weights_and_experts() -> None:
     # Keys read: the prompt's 2 in both steps, and in the second the first candidate's own token.
     assert bill.bytes == 700 + 2 * 10 + 2 * 1000 + 9 * 10 + (2 + 2 + 1) * 6
     assert (bill.prompt_tokens, bill.new_tokens, bill.rows, bill.sequential_steps) == (2, 3, 3, 3)
-    alone = [u.decode_cost() for u in (one, other)]
+    alone = [decode_cost(u) for u in (one, other)]
     assert bill.flops == sum(c.flops for c in alone) + SHAPE.prefill_flops(1)
 
 
@@ -105,7 +106,7 @@ def test_a_prompt_of_one_token_needs_no_prefill() -> None:
 def test_beams_are_billed_each() -> None:
     marks = packed([[{0}, {0}], [{0, 1}, {0}]])
     usage = used((1, 2, 3), (1, 2), marks, NO_EXPERTS, beams=(1, 2))
-    bill = usage.decode_cost()
+    bill = decode_cost(usage)
     assert (bill.new_tokens, bill.rows) == (3, 3)
     # The second step reads the prompt's 3 keys once, and each beam's own token.
     # Of three keys, the window then holds two of the prompt's and each beam's own.
@@ -120,7 +121,7 @@ def test_forwards_of_a_step_are_billed_each() -> None:
     steps = [Ran(1, 1, 4, marks[0]), Ran(2, 2, 8, marks[1], later)]
     lane = Lane.of(cached, steps, (1, 2))
     assert (lane.steps, lane.rows, lane.beams, lane.forwards) == (2, (1, 2, 2, 1), (1, 2, 2, 1), (1, 3))
-    bill = Usage((lane,)).decode_cost()
+    bill = decode_cost(Usage((lane,)))
     assert (bill.new_tokens, bill.rows, bill.sequential_steps, bill.expert_loads) == (3, 6, 4, 2 + 3 + 2 + 2)
     assert bill.flops == (170 + 2 * 3 + 3) + 5 * (170 + 2 * 4 + 3)
     # Every forward of the second step reads the prompt's 3 keys once (the window 2), and its beams' own token.
@@ -324,7 +325,7 @@ def test_what_candidates_share_is_billed_once_and_the_rest_adds_up(entries: list
     ledger = Ledger()
     for usage, start in entries:
         ledger.add([usage], start)
-    together, alone = ledger.decode(), Cost.total(usage.decode_cost() for usage, _ in entries)
+    together, alone = ledger.decode(), Cost.total(decode_cost(usage) for usage, _ in entries)
     assert (together.flops, together.new_tokens, together.rows) == (alone.flops, alone.new_tokens, alone.rows)
     assert together.bytes <= alone.bytes
     assert together.expert_loads <= alone.expert_loads

@@ -9,9 +9,10 @@ from dataclasses import replace
 import pytest
 
 from tokenscale.core.cost import Cost
-from tokenscale.core.data import Ask, Candidate, Prompt, Result, RoutingStats, Trace
+from tokenscale.core.data import Ask, Candidate, Result, RoutingStats, Trace
 from tokenscale.core.errors import ArgumentError, PromptError
 from tokenscale.core.noise import Stream
+from tokenscale.core.prompt import Prompt
 
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
 

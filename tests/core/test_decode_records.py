@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from tests.core.asks import NOISY, ask
-from tokenscale.core.cost import Ledger
+from tokenscale.core.ledger import Ledger, decode_cost
 from tokenscale.core.model import State
 from tokenscale.core.plan import PLAIN, RowPlan
+from tokenscale.core.starting import start_all
 from tokenscale.core.step import Step
-from tokenscale.core.strategy import Rows, start_all
+from tokenscale.core.strategy import Rows
 from tokenscale.models.toy import ToyModel
 from tokenscale.token_level.decoders import Greedy, Sample
 from tokenscale.token_level.one_cache import OneCacheProposals
@@ -114,7 +115,7 @@ def test_usage_says_what_ran(run: Any, lm: ToyModel) -> None:
     per_row = lm.shape.moe_layers * lm.shape.top_k
     assert lane.runs == (per_row,) * len(found.token_ids)
     assert lane.cached.prefill.runs == 2 * per_row
-    assert found.cost == usage.decode_cost()
+    assert found.cost == decode_cost(usage)
 
 
 def test_rows_and_beams_are_billed(run: Any, lm: ToyModel, beams: Any) -> None:

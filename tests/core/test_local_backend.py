@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from tests.core.asks import NOISY, PROMPTS, ask
-from tokenscale.core.data import Prompt
 from tokenscale.core.decode import LocalBackend
 from tokenscale.core.errors import ArgumentError, CapabilityError, PromptError
+from tokenscale.core.prompt import Prompt
 from tokenscale.models.toy import ToyModel
 from tokenscale.testing import check_backend
 from tokenscale.token_level.aggregators import MeanProbability

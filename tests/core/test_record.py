@@ -13,7 +13,8 @@ from scipy.special import entr, log_softmax, softmax
 
 from tokenscale.core.data import RoutingStats, Trace
 from tokenscale.core.noise import Stream
-from tokenscale.core.record import Record, TokenRecord, entropy_and_disagreement
+from tokenscale.core.record import Record, TokenRecord
+from tokenscale.core.step_records import entropy_and_disagreement
 from tokenscale.core.strategy import Rows
 from tokenscale.models.toy import ToyModel
 

@@ -12,12 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenscale.core.backend import Backend, Completion
-from tokenscale.core.cost import Cached, Lane, Ledger, Prefill, Usage
-from tokenscale.core.data import Ask, Candidate, Prompt, Result
+from tokenscale.core.cost import Cached, Lane, Prefill, Usage
+from tokenscale.core.data import Ask, Candidate, Result
 from tokenscale.core.errors import PipelineError, PromptError
+from tokenscale.core.ledger import Ledger
 from tokenscale.core.noise import Stream
+from tokenscale.core.prompt import Prompt
 from tokenscale.core.run import run_problems
-from tokenscale.core.strategy import Asks, Kind, SequenceStrategy
+from tokenscale.core.stage import Kind
+from tokenscale.core.strategy import Asks, SequenceStrategy
 from tokenscale.models.toy import ToyModel
 
 LM = ToyModel()

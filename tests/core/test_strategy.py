@@ -10,7 +10,9 @@ import torch
 
 from tokenscale.core.data import RoutingStats
 from tokenscale.core.errors import PipelineError
-from tokenscale.core.strategy import Aggregator, Composable, Kind, Rows, all_valid, require_stage, start_all
+from tokenscale.core.stage import Composable, Kind, require_stage
+from tokenscale.core.starting import all_valid, start_all
+from tokenscale.core.strategy import Aggregator, Rows
 from tokenscale.models.toy import ToyModel
 from tokenscale.token_level.decoders import Greedy
 from tokenscale.token_level.plain import Plain

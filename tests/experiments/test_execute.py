@@ -213,7 +213,8 @@ def test_another_version_is_refused(load, toy, tmp_path, monkeypatch):
 
 PLUG_IN = """
 from dataclasses import dataclass, replace
-from tokenscale.core.strategy import Kind, SequenceStrategy
+from tokenscale.core.strategy import SequenceStrategy
+from tokenscale.core.stage import Kind
 
 @dataclass(frozen=True)
 class Nth(SequenceStrategy):

@@ -11,8 +11,8 @@ import yaml
 from tests.comparison import RECIPE, small_toy
 from tokenscale import RoE
 from tokenscale.core.cost import Cost
-from tokenscale.core.data import Prompt
 from tokenscale.core.errors import ArgumentError, CapabilityError, RecipeError
+from tokenscale.core.prompt import Prompt
 from tokenscale.experiments import tasks, tuning_folder
 from tokenscale.experiments.tuning import tune
 from tokenscale.experiments.tuning_objective import Perplexity, WrongAnswers

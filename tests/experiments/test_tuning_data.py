@@ -5,8 +5,8 @@ import json
 import pytest
 
 from tests.comparison import RECIPE, small_toy
-from tokenscale.core.data import Prompt
 from tokenscale.core.errors import RecipeError
+from tokenscale.core.prompt import Prompt
 from tokenscale.experiments import tasks
 from tokenscale.experiments.tasks import draw, find_task
 from tokenscale.experiments.tuning_data import items, read_data

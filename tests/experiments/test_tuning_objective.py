@@ -8,7 +8,7 @@ from scipy import stats
 
 from tests.comparison import small_toy
 from tokenscale.core.cost import Cost
-from tokenscale.core.data import Prompt
+from tokenscale.core.prompt import Prompt
 from tokenscale.experiments.statistics import bonett_price, mean_difference
 from tokenscale.experiments.tasks import Problem, find_task
 from tokenscale.experiments.tuning_data import Item

@@ -16,8 +16,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, OlmoeConf
 
 from tests.models.test_shape import count
 from tests.models.zoo import ZOO, causal_class, tiny_config, tiny_model
-from tokenscale.core.cost import Cached, Lane, Ledger, Prefill, Usage
+from tokenscale.core.cost import Cached, Lane, Prefill, Usage
 from tokenscale.core.errors import ArgumentError, ModelError
+from tokenscale.core.ledger import Ledger
 from tokenscale.core.step import pack_experts
 from tokenscale.models.inspection import COUNTED_AT, ROWS, Inspection, inspect_built, inspect_model, uniform_experts
 from tokenscale.models.routers import find_routers

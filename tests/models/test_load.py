@@ -11,9 +11,9 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from tests.models.tiny import tiny
-from tokenscale.core.data import Prompt
 from tokenscale.core.errors import CapabilityError, ModelError, PromptError
 from tokenscale.core.model import ROUTING_NOISE
+from tokenscale.core.prompt import Prompt
 from tokenscale.models.hf import load, wrap
 from tokenscale.models.source import find
 from tokenscale.pipeline import Pipeline

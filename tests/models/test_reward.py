@@ -24,9 +24,10 @@ from transformers import (
 )
 
 from tests.models.tiny import SIZES, tiny
-from tokenscale.core.cost import Cost, Ledger
-from tokenscale.core.data import Prompt
+from tokenscale.core.cost import Cost
 from tokenscale.core.errors import ArgumentError, CapabilityError, ModelError, PromptError
+from tokenscale.core.ledger import Ledger
+from tokenscale.core.prompt import Prompt
 from tokenscale.core.reward import Graded, open_reward_model
 from tokenscale.models import reward as reward_file
 from tokenscale.models.hf import load

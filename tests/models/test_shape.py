@@ -10,8 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.models.tiny import FAMILIES, tiny
 from tests.models.zoo import tiny_model
-from tokenscale.core.data import Prompt
 from tokenscale.core.plan import RowPlan
+from tokenscale.core.prompt import Prompt
 from tokenscale.models.hf import wrap
 from tokenscale.pipeline import Pipeline
 from tokenscale.token_level.decoders import Greedy

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from tokenscale.core.data import Prompt
 from tokenscale.core.errors import ArgumentError, CapabilityError, ModelError, PromptError
 from tokenscale.core.model import ROUTING_NOISE
 from tokenscale.core.plan import Routing, RowPlan
+from tokenscale.core.prompt import Prompt
 from tokenscale.models.toy import AGE_SLOPE, ToyModel
 from tokenscale.testing import check_language_model
 

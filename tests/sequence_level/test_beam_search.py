@@ -19,7 +19,7 @@ import tokenscale as ts
 from tests.sequence_level.searches import Ids, Rules, Search, search
 from tokenscale.core.constraint import Constraint, Guide
 from tokenscale.core.errors import ArgumentError
-from tokenscale.core.strategy import Kind
+from tokenscale.core.stage import Kind
 
 END = 0
 PROMPTS: list[Ids] = [(1, 2, 3), (2,), (3, 3, 1, 2, 2)]

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.choosing import ASK, candidate, choose, drive, served
-from tokenscale.core.data import Candidate, Prompt
+from tokenscale.core.data import Candidate
 from tokenscale.core.errors import ArgumentError, PipelineError, UnknownNameError
+from tokenscale.core.prompt import Prompt
 from tokenscale.sequence_level.best_of_n import BestOfN, WeightedBestOfN
 from tokenscale.sequence_level.scorers.function import FunctionScorer
 from tokenscale.sequence_level.scorers.judge import LLMJudge

@@ -8,11 +8,13 @@ from dataclasses import replace
 import pytest
 
 from tokenscale.core.backend import Completion
-from tokenscale.core.data import Ask, Candidate, Prompt, Result
+from tokenscale.core.data import Ask, Candidate, Result
 from tokenscale.core.decode import LocalBackend
 from tokenscale.core.errors import PipelineError, PromptError
+from tokenscale.core.prompt import Prompt
 from tokenscale.core.run import run_problems
 from tokenscale.core.strategy import SequenceStrategy
+from tokenscale.dsl import to_text
 from tokenscale.models.toy import ToyModel
 from tokenscale.pipeline import Pipeline
 from tokenscale.sequence_level.adaptive_self_consistency import AdaptiveSelfConsistency
@@ -57,12 +59,12 @@ PROMPTS = [Prompt(text="Q: 1 + 1?\nA:"), Prompt(token_ids=(1, 2)), Prompt.of([{"
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
-@pytest.mark.parametrize("strategy", CHOOSING, ids=repr)
+@pytest.mark.parametrize("strategy", CHOOSING, ids=to_text)
 def test_strategies_keep_their_promises(strategy: SequenceStrategy, prompt: Prompt) -> None:
     check_sequence_strategy(strategy, prompt=prompt)
 
 
-@pytest.mark.parametrize("strategy", CHOOSING, ids=repr)
+@pytest.mark.parametrize("strategy", CHOOSING, ids=to_text)
 def test_text_and_spec_are_the_strategy(strategy: SequenceStrategy) -> None:
     pipe = Pipeline(strategy)
     assert Pipeline.parse(repr(pipe)) == pipe == Pipeline.from_spec(pipe.to_spec())
@@ -194,7 +196,7 @@ def test_a_question_beyond_the_context_is_refused() -> None:
         Pipeline(UniversalSelfConsistency(3)).run(small, ["Q: 1"], max_new_tokens=5)
 
 
-@pytest.mark.parametrize("strategy", CHOOSING, ids=repr)
+@pytest.mark.parametrize("strategy", CHOOSING, ids=to_text)
 def test_a_choice_without_chance_is_refused(strategy: SequenceStrategy) -> None:
     with pytest.raises(PipelineError, match="would choose among equal candidates"):
         Pipeline(Greedy(), strategy)

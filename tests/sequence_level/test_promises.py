@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tokenscale.core.data import Prompt
+from tokenscale.core.prompt import Prompt
 from tokenscale.core.strategy import SequenceStrategy
 from tokenscale.sequence_level.chain_of_thought import ChainOfThought
 from tokenscale.sequence_level.self_consistency import SelfConsistency

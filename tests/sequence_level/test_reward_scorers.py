@@ -12,13 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenscale.core.cost import Cached, Lane, Prefill, Usage
-from tokenscale.core.data import Ask, Candidate, Prompt
+from tokenscale.core.data import Ask, Candidate
 from tokenscale.core.errors import ArgumentError, UnknownNameError
 from tokenscale.core.noise import Stream
+from tokenscale.core.prompt import Prompt
 from tokenscale.core.reward import Grade, Graded, RewardModel
 from tokenscale.core.scorer import Requests, Scorer
+from tokenscale.core.stage import Kind
 from tokenscale.core.step import no_experts, pack_experts
-from tokenscale.core.strategy import Asks, Kind, SequenceStrategy
+from tokenscale.core.strategy import Asks, SequenceStrategy
 from tokenscale.models.toy import ToyModel
 from tokenscale.pipeline import Pipeline
 from tokenscale.sequence_level.scorers.reward import ProcessRewardScorer, RewardModelScorer, split_steps

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from tests.choosing import ASK, ROOT, candidate, scores_of
 from tokenscale.core.constraint import Constraint, Guide
-from tokenscale.core.data import Candidate, Prompt
+from tokenscale.core.data import Candidate
 from tokenscale.core.errors import ArgumentError, PipelineError, UnknownNameError
 from tokenscale.core.greedy import Greedy
 from tokenscale.core.model import LanguageModel
+from tokenscale.core.prompt import Prompt
 from tokenscale.sequence_level.questions import followed_by
 from tokenscale.sequence_level.scorers.function import FunctionScorer
 from tokenscale.sequence_level.scorers.judge import LLMJudge

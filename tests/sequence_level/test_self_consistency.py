@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from scipy.special import logsumexp
 
 from tests.choosing import choose
-from tokenscale.core.data import Ask, Candidate, Prompt
+from tokenscale.core.data import Ask, Candidate
 from tokenscale.core.errors import ArgumentError, PipelineError, UnknownNameError
 from tokenscale.core.noise import Stream
+from tokenscale.core.prompt import Prompt
 from tokenscale.sequence_level.self_consistency import SelfConsistency
 from tokenscale.sequence_level.voting import vote
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from tokenscale.core.data import Prompt, Result
-from tokenscale.core.strategy import Kind
+from tokenscale.core.data import Result
+from tokenscale.core.prompt import Prompt
+from tokenscale.core.stage import Kind
 from tokenscale.models.toy import ToyModel
 from tokenscale.pipeline import Pipeline
 from tokenscale.testing import check_sequence_strategy

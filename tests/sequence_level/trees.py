@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tokenscale.core.data import Ask, Candidate, Prompt
+from tokenscale.core.data import Ask, Candidate
 from tokenscale.core.noise import Stream
+from tokenscale.core.prompt import Prompt
 from tokenscale.core.scorer import Requests, Scorer
 
 END = 0

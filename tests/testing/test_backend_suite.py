@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 
 from tokenscale.core.backend import Completion
-from tokenscale.core.data import Ask, Prompt
+from tokenscale.core.data import Ask
 from tokenscale.core.decode import LocalBackend
 from tokenscale.core.noise import Stream
+from tokenscale.core.prompt import Prompt
 from tokenscale.models.toy import ToyModel
 from tokenscale.testing import check_backend
 from tokenscale.token_level.aggregators import MeanProbability

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tokenscale.core.model import ROUTING_NOISE
-from tokenscale.core.strategy import start_all
+from tokenscale.core.starting import start_all
 from tokenscale.models.toy import ToyModel
 from tokenscale.testing import check_proposer
 from tokenscale.token_level.expert_sample import ExpertSample

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 import pytest
 
-from tokenscale.core.data import Ask, Candidate, Prompt
+from tokenscale.core.data import Ask, Candidate
+from tokenscale.core.prompt import Prompt
 from tokenscale.core.scorer import Requests, Scorer
+from tokenscale.dsl import to_text
 from tokenscale.sequence_level.scorers.function import FunctionScorer
 from tokenscale.sequence_level.scorers.judge import LLMJudge
 from tokenscale.sequence_level.scorers.log_prob import LogProb
@@ -73,7 +75,7 @@ def texts(prompt: Prompt, candidate: Candidate) -> float:
         RewardModelScorer(),
         ProcessRewardScorer(reduce="prod"),
     ],
-    ids=repr,
+    ids=to_text,
 )
 def test_good_scorers_pass(scorer: Scorer) -> None:
     check_scorer(scorer)

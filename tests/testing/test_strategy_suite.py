@@ -8,7 +8,8 @@ import pytest
 
 from tokenscale.core.data import Ask, Candidate
 from tokenscale.core.noise import Stream
-from tokenscale.core.strategy import Asks, Kind, SequenceStrategy
+from tokenscale.core.stage import Kind
+from tokenscale.core.strategy import Asks, SequenceStrategy
 from tokenscale.testing import check_sequence_strategy
 
 

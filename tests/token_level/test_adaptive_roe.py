@@ -13,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.token_level.sequential import LM, PROMPT, STREAM, proposed
-from tokenscale.core.data import Ask, Prompt, RoutingStats
+from tokenscale.core.data import Ask, RoutingStats
 from tokenscale.core.decode import LocalBackend
 from tokenscale.core.errors import ArgumentError, PipelineError
 from tokenscale.core.noise import CHECK_DOMAIN, RowNoiseReader
 from tokenscale.core.plan import PLAIN
+from tokenscale.core.prompt import Prompt
 from tokenscale.models.toy import ToyModel
 from tokenscale.pipeline import Pipeline
 from tokenscale.sequence_level.self_consistency import SelfConsistency

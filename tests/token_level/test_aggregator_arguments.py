@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenscale.core.errors import ArgumentError, RecipeError, TokenscaleError, UnknownNameError
-from tokenscale.core.strategy import Aggregator, all_valid
+from tokenscale.core.starting import all_valid
+from tokenscale.core.strategy import Aggregator
 from tokenscale.models.toy import ToyModel
 from tokenscale.pipeline import Pipeline
 from tokenscale.recipe import Recipe

@@ -9,7 +9,9 @@ import torch
 from tests.testing.aggregator_examples import example
 from tests.token_level import aggregator_oracles as oracles
 from tokenscale.core.errors import ArgumentError
-from tokenscale.core.strategy import Aggregator, Kind, Rows, all_valid
+from tokenscale.core.stage import Kind
+from tokenscale.core.starting import all_valid
+from tokenscale.core.strategy import Aggregator, Rows
 from tokenscale.plugins import BUILT_IN
 from tokenscale.testing import DECLARED, INVARIANTS, check_aggregator
 from tokenscale.testing.aggregator_cases import Case, Oracle

@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from tokenscale.core.strategy import Aggregator, Rows, all_valid
+from tokenscale.core.starting import all_valid
+from tokenscale.core.strategy import Aggregator, Rows
 from tokenscale.token_level.aggregators import (
     CleanAnchored,
     ConfidenceWeighted,

@@ -58,7 +58,7 @@ def test_it_conforms(proposer: Any) -> None:
 def test_every_model_is_billed_by_its_own_shape() -> None:
     """Two tokens after a prompt of four: decoding and prefill of both models, by hand."""
     pipe = Pipeline(ContrastiveDecoding(SMALL))
-    from tokenscale.core.data import Prompt
+    from tokenscale.core.prompt import Prompt
 
     [result] = pipe.run(LM, [Prompt(token_ids=PROMPT)], max_new_tokens=2)
     tokens = len(result.winner.token_ids)

@@ -11,8 +11,9 @@ import torch
 from tests.beams import Beams
 from tests.token_level.sequential import STREAM
 from tokenscale.core.cost import popcount
-from tokenscale.core.data import Ask, Prompt
+from tokenscale.core.data import Ask
 from tokenscale.core.decode import LocalBackend
+from tokenscale.core.prompt import Prompt
 from tokenscale.core.strategy import TokenProposer
 from tokenscale.models.toy import ToyModel
 from tokenscale.pipeline import Pipeline

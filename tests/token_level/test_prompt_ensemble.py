@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from tests.token_level.sequential import STREAM
-from tokenscale.core.data import Prompt
 from tokenscale.core.errors import ArgumentError, CapabilityError, ModelError, PromptError
+from tokenscale.core.prompt import Prompt
 from tokenscale.models.toy import ToyModel
 from tokenscale.pipeline import Pipeline
 from tokenscale.testing import check_proposer

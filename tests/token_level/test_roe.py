@@ -12,12 +12,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenscale.core.data import Ask, Candidate, Prompt, RoutingStats
+from tokenscale.core.data import Ask, Candidate, RoutingStats
 from tokenscale.core.decode import LocalBackend
 from tokenscale.core.errors import ArgumentError, CapabilityError
 from tokenscale.core.model import ROUTING_NOISE
 from tokenscale.core.noise import ROUTING_DOMAIN, RowNoiseReader, Stream
 from tokenscale.core.plan import Routing, RowPlan
+from tokenscale.core.prompt import Prompt
 from tokenscale.core.strategy import Decoder
 from tokenscale.models.toy import ToyModel
 from tokenscale.models.toy_parts import Choosing

@@ -9,7 +9,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from tokenscale.core.model import LanguageModel
-from tokenscale.core.strategy import Kind, Stage
+from tokenscale.core.stage import Kind, Stage
 
 
 class Guide(ABC):

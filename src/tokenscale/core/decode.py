@@ -18,13 +18,15 @@ from tokenscale.core.backend import Backend, Completion, OnToken
 from tokenscale.core.constraint import Constraint, Guide
 from tokenscale.core.context import room
 from tokenscale.core.cost import Usage
-from tokenscale.core.data import Ask, Candidate, Prompt
+from tokenscale.core.data import Ask, Candidate
 from tokenscale.core.errors import ArgumentError, CapabilityError, PipelineError, at_least
 from tokenscale.core.group import Group, Ranked
 from tokenscale.core.model import LanguageModel
 from tokenscale.core.noise import UniformReader, read_uniforms
 from tokenscale.core.permitted import LogitsProcessor, Permitted
-from tokenscale.core.record import Record, StepRecords
+from tokenscale.core.prompt import Prompt
+from tokenscale.core.record import Record
+from tokenscale.core.step_records import StepRecords
 from tokenscale.core.strategy import Aggregator, Choice, Decoder, Proposals, TokenProposer
 
 

@@ -7,9 +7,11 @@ from typing import NamedTuple
 
 from tokenscale.core.cost import Cached, Lane, Ran, Usage
 from tokenscale.core.data import Candidate
+from tokenscale.core.ledger import decode_cost
 from tokenscale.core.model import LanguageModel
 from tokenscale.core.noise import UniformReader
-from tokenscale.core.record import Record, StepRecords
+from tokenscale.core.record import Record
+from tokenscale.core.step_records import StepRecords
 from tokenscale.core.strategy import Decoder
 
 NEAR_TIE = 1e-5
@@ -140,7 +142,7 @@ class Group:
         usage = Usage(tuple(lanes), texts)
         given = ended[: self.decoder.num_return]
         found = [replace(e.beam.finish(lm, e.reason), score=e.rank if self.ranked else None) for e in given]
-        found[0] = replace(found[0], cost=usage.decode_cost(), notes=self._notes(len(found)))
+        found[0] = replace(found[0], cost=decode_cost(usage), notes=self._notes(len(found)))
         if self.first == 0 and self.wanted == 1 and len(found) > 1:
             found = [replace(found[0], members=tuple(found))]
         return found[: self.wanted], usage

@@ -10,8 +10,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from tokenscale.core.cost import Prefill
-from tokenscale.core.data import Prompt
 from tokenscale.core.plan import PLAIN, Routing, RowPlan
+from tokenscale.core.prompt import Prompt
 from tokenscale.core.shape import ModelShape
 from tokenscale.core.step import Step
 from tokenscale.core.thinking import ends_open, split

@@ -8,8 +8,9 @@ from __future__ import annotations
 import heapq
 from dataclasses import dataclass, field
 
-from tokenscale.core.cost import Cost, Ledger
+from tokenscale.core.cost import Cost
 from tokenscale.core.data import Candidate, Served
+from tokenscale.core.ledger import Ledger
 from tokenscale.core.strategy import Asks
 
 

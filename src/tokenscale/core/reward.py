@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from tokenscale.core.cost import Usage
-from tokenscale.core.data import Candidate, Prompt, Served
+from tokenscale.core.data import Candidate, Served
+from tokenscale.core.prompt import Prompt
 
 
 @dataclass(frozen=True)

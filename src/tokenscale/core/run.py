@@ -16,14 +16,16 @@ from typing import Any
 
 from tokenscale.core.backend import Backend, Completion
 from tokenscale.core.context import check_ids, room
-from tokenscale.core.cost import Ledger
-from tokenscale.core.data import Ask, Candidate, Prompt, Result, RoutingStats, Served
+from tokenscale.core.data import Ask, Candidate, Result, RoutingStats, Served
 from tokenscale.core.errors import PipelineError
+from tokenscale.core.ledger import Ledger
 from tokenscale.core.model import LanguageModel
 from tokenscale.core.noise import Stream, prompt_key
+from tokenscale.core.prompt import Prompt
 from tokenscale.core.replay import Node, bill
 from tokenscale.core.reward import Grade, graded
-from tokenscale.core.strategy import Asks, Kind, SequenceStrategy
+from tokenscale.core.stage import Kind
+from tokenscale.core.strategy import Asks, SequenceStrategy
 
 Progress = Callable[[int, int], None]
 OnResult = Callable[[int, Result], None]

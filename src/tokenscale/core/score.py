@@ -15,10 +15,10 @@ from typing import Any
 import torch
 
 from tokenscale.core.cost import Cost
-from tokenscale.core.data import Prompt
 from tokenscale.core.errors import ArgumentError, CapabilityError, PipelineError, PromptError, at_least
 from tokenscale.core.model import LanguageModel
 from tokenscale.core.noise import Stream, prompt_key
+from tokenscale.core.prompt import Prompt
 from tokenscale.core.stepped import Given, stepped
 from tokenscale.core.strategy import Aggregator, TokenProposer
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from tokenscale.core.data import Ask, Candidate
 from tokenscale.core.reward import Grade
-from tokenscale.core.strategy import Kind, Stage
+from tokenscale.core.stage import Kind, Stage
 
 Requests = Generator[list[Ask | Grade], list[list[Candidate]], list[float]]
 

@@ -9,10 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tokenscale.core.cost import Cached, Cost, Lane, Ledger, Ran, Usage
+from tokenscale.core.cost import Cached, Cost, Lane, Ran, Usage
+from tokenscale.core.ledger import Ledger
 from tokenscale.core.model import LanguageModel
 from tokenscale.core.noise import Stream
-from tokenscale.core.record import StepRecords, TokenRecord
+from tokenscale.core.record import TokenRecord
+from tokenscale.core.step_records import StepRecords
 from tokenscale.core.strategy import Aggregator, TokenProposer
 
 

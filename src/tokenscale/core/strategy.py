@@ -7,76 +7,22 @@ token level, in the generator that `solve` returns at the sequence level.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Hashable, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from enum import Enum
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
-from tokenscale.core.cost import Cached, Prefill
+from tokenscale.core.cost import Cached
 from tokenscale.core.data import Ask, Candidate, RoutingStats
-from tokenscale.core.errors import PipelineError
-from tokenscale.core.model import LanguageModel, State
+from tokenscale.core.model import LanguageModel
 from tokenscale.core.noise import Stream
 from tokenscale.core.plan import RowPlan
 from tokenscale.core.reward import Grade
+from tokenscale.core.stage import Kind, Stage
 from tokenscale.core.step import Work
-
-
-class Kind(Enum):
-    """Places of a stage, from the innermost to the outermost; a scorer is a parameter of other stages."""
-
-    PROPOSER = 0
-    AGGREGATOR = 1
-    CONSTRAINT = 2
-    DECODER = 3
-    PROMPTING = 4
-    SEARCH = 5
-    CHOOSING = 6
-    SCORER = 7
-
-
-ONE_PLACE = frozenset({Kind.PROPOSER, Kind.AGGREGATOR, Kind.CONSTRAINT, Kind.DECODER})
-
-_compose: Callable[[Any, Any], Any] | None = None
-
-
-def set_composer(compose: Callable[[Any, Any], Any]) -> None:
-    """`pipeline.py` says here what `|` makes, so that core need not know it."""
-    global _compose
-    _compose = compose
-
-
-class Composable:
-    """Anything that can stand in a pipeline: `a | b` puts b around a."""
-
-    def __or__(self, other: object) -> Any:
-        if not isinstance(other, Composable) or _compose is None:
-            return NotImplemented
-        return _compose(self, other)
-
-
-class Stage(Composable, ABC):
-    """One part of a pipeline: a frozen dataclass with its `kind`.
-
-    `reads_text`: it needs candidates' text or text prompts, and so a tokenizer. `signals`: per-token
-    records that it reads (names of `core.signals.SIGNALS`).
-    """
-
-    kind: ClassVar[Kind]
-    reads_text: ClassVar[bool] = False
-
-    @property
-    def signals(self) -> frozenset[str]:
-        return frozenset()
-
-    def run(self, *arguments: Any, **options: Any) -> NoReturn:
-        """Raises PipelineError: pipelines run, and one stage is soon made one."""
-        name = type(self).__name__
-        raise PipelineError(f"{name} is one stage, and only pipelines run", f"write Pipeline({name}(...)).run(...)")
 
 
 @dataclass(frozen=True)
@@ -293,41 +239,3 @@ class SequenceStrategy(Stage):
     @abstractmethod
     def solve(self, ask: Ask) -> Asks:
         """The generator of one problem."""
-
-
-def start_all(lm: LanguageModel, prompts: Sequence[tuple[int, ...]]) -> tuple[State, list[Cached]]:
-    """One cache for all prompts without their last tokens; equal prompts are prefilled once and forked."""
-    unique = list(dict.fromkeys(prompts))
-    state = lm.prefill([p[:-1] for p in unique])
-    if len(unique) < len(prompts):
-        places = {prompt: i for i, prompt in enumerate(unique)}
-        state = state.select([places[p] for p in prompts])
-    return state, cached(lm, prompts, state.prefills)
-
-
-def cached(
-    lm: LanguageModel,
-    prompts: Sequence[tuple[int, ...]],
-    prefills: Sequence[Prefill],
-    sources: Sequence[Hashable] | None = None,
-) -> list[Cached]:
-    """What `Proposals.cached` says of one cache per sequence. `sources` tell apart caches of equal prompts."""
-    names = sources if sources is not None else [""] * len(prompts)
-    return [
-        Cached(lm.fingerprint, lm.shape, prompt, prefill, source)
-        for prompt, prefill, source in zip(prompts, prefills, names, strict=True)
-    ]
-
-
-def all_valid(logits: Float[Tensor, "batch rows vocab"]) -> Rows:
-    """Rows without padding."""
-    return Rows(logits, torch.ones(logits.shape[:2], dtype=torch.bool, device=logits.device))
-
-
-def require_stage(value: object) -> Stage:
-    """Refuses what cannot stand in a pipeline: a class instead of an instance is the common slip."""
-    if isinstance(value, Stage):
-        return value
-    if isinstance(value, type) and issubclass(value, Stage):
-        raise PipelineError(f"{value.__name__} is a class, not a stage", f"write {value.__name__}(...) with brackets")
-    raise PipelineError(f"{value!r:.80} is not a stage", "pass strategies such as RoE(n=4) or SelfConsistency(k=5)")

@@ -13,9 +13,9 @@ from typing import Literal
 
 import numpy as np
 
-from tokenscale.core.data import Prompt
 from tokenscale.core.errors import RecipeError, nearest
 from tokenscale.core.model import LanguageModel
+from tokenscale.core.prompt import Prompt
 from tokenscale.recipe_sections import PromptSection, TaskSection
 from tokenscale.sequence_level.answers import extract
 

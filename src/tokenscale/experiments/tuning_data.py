@@ -12,9 +12,9 @@ from typing import Literal
 
 import numpy as np
 
-from tokenscale.core.data import Prompt
 from tokenscale.core.errors import RecipeError
 from tokenscale.core.model import LanguageModel
+from tokenscale.core.prompt import Prompt
 from tokenscale.experiments.tasks import Problem, draw, find_task, prompts
 from tokenscale.recipe import Recipe
 from tokenscale.recipe_sections import PromptSection

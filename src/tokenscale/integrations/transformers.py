@@ -13,10 +13,11 @@ from torch import Tensor
 from transformers import EosTokenCriteria, MaxLengthCriteria, StopStringCriteria
 
 from tokenscale.core.backend import OnToken
-from tokenscale.core.data import Prompt, Result
+from tokenscale.core.data import Result
 from tokenscale.core.errors import ArgumentError, CapabilityError, at_least
 from tokenscale.core.permitted import LogitsProcessor
-from tokenscale.core.strategy import Kind, Stage
+from tokenscale.core.prompt import Prompt
+from tokenscale.core.stage import Kind, Stage
 from tokenscale.dsl import to_text
 from tokenscale.models.hf import HFModel, wrap
 from tokenscale.pipeline import Pipeline, check_stop_strings

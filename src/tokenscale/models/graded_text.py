@@ -9,8 +9,8 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from tokenscale.core.data import Prompt
 from tokenscale.core.errors import ArgumentError, CapabilityError, PromptError
+from tokenscale.core.prompt import Prompt
 from tokenscale.models.text import QUIET
 
 

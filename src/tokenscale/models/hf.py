@@ -16,10 +16,10 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from tokenscale.core.data import Prompt
 from tokenscale.core.errors import ModelError
 from tokenscale.core.model import LanguageModel, State, set_opener
 from tokenscale.core.plan import PLAIN, Routing, RowPlan
+from tokenscale.core.prompt import Prompt
 from tokenscale.core.step import Step
 from tokenscale.core.stepped import Given, Outcome
 from tokenscale.core.strategy import Aggregator, TokenProposer

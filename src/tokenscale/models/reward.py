@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
 from tokenscale.core.cost import Cached, Lane, Prefill, Usage
-from tokenscale.core.data import Prompt
 from tokenscale.core.errors import ModelError, PromptError
+from tokenscale.core.prompt import Prompt
 from tokenscale.core.reward import Graded, RewardModel, set_reward_opener
 from tokenscale.core.shape import ModelShape
 from tokenscale.core.step import no_experts, pack_experts

@@ -21,9 +21,10 @@ from tokenscale.core.errors import ArgumentError, ModelError
 from tokenscale.core.model import LanguageModel
 from tokenscale.core.plan import RowPlan
 from tokenscale.core.shape import ModelShape
+from tokenscale.core.starting import start_all
 from tokenscale.core.step import Work, pack_experts
 from tokenscale.core.stepped import Given, Outcome
-from tokenscale.core.strategy import Aggregator, Rows, TokenProposer, start_all
+from tokenscale.core.strategy import Aggregator, Rows, TokenProposer
 from tokenscale.models.clean_cache import CleanState
 from tokenscale.models.masks import text_mask
 from tokenscale.models.query_rows import QueryRows

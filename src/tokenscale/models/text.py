@@ -8,8 +8,8 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from tokenscale.core.data import Prompt
 from tokenscale.core.errors import ArgumentError, CapabilityError, PromptError
+from tokenscale.core.prompt import Prompt
 from tokenscale.core.thinking import Tags, ends_open, split, tags_of
 
 # Prompts that are too long are refused with a fix; transformers' warning before that has none.

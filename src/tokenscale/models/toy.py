@@ -13,7 +13,6 @@ from scipy.special import log_softmax
 from torch import Tensor
 
 from tokenscale.core.cost import Prefill
-from tokenscale.core.data import Prompt
 from tokenscale.core.errors import CapabilityError, ModelError, PromptError, at_least
 from tokenscale.core.model import (
     CLEAN_CURRENT_KV,
@@ -25,6 +24,7 @@ from tokenscale.core.model import (
     State,
 )
 from tokenscale.core.plan import PLAIN, Dropout, Routing, RowPlan
+from tokenscale.core.prompt import Prompt
 from tokenscale.core.step import Step
 from tokenscale.models.toy_parts import (
     Array,

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from tokenscale.core.data import Ask, Candidate
 from tokenscale.core.errors import ArgumentError, PipelineError, at_least
 from tokenscale.core.scorer import Scorer
-from tokenscale.core.strategy import Asks, Kind, SequenceStrategy
+from tokenscale.core.stage import Kind
+from tokenscale.core.strategy import Asks, SequenceStrategy
 from tokenscale.sequence_level.scorers.log_prob import LogProb
 from tokenscale.sequence_level.scorers.scored import scored
 from tokenscale.sequence_level.voting import answered, check_kind, shortfall, unanswered, vote

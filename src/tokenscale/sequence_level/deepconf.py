@@ -11,7 +11,8 @@ import numpy as np
 from tokenscale.core.data import Ask, Candidate
 from tokenscale.core.errors import ArgumentError, at_least, finite, unknown
 from tokenscale.core.signals import StopRule
-from tokenscale.core.strategy import Asks, Kind, SequenceStrategy
+from tokenscale.core.stage import Kind
+from tokenscale.core.strategy import Asks, SequenceStrategy
 from tokenscale.sequence_level.traces import signal
 from tokenscale.sequence_level.voting import answered, check_kind, vote
 

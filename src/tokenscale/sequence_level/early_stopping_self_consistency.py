@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 
 from tokenscale.core.data import Ask, Candidate
 from tokenscale.core.errors import ArgumentError, at_least
-from tokenscale.core.strategy import Asks, Kind, SequenceStrategy
+from tokenscale.core.stage import Kind
+from tokenscale.core.strategy import Asks, SequenceStrategy
 from tokenscale.sequence_level.voting import answered, check_kind, grouped, vote
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tokenscale.core.data import Ask, Prompt
+from tokenscale.core.data import Ask
 from tokenscale.core.errors import ArgumentError
 from tokenscale.core.greedy import Greedy
 from tokenscale.core.noise import Stream
+from tokenscale.core.prompt import Prompt
 
 
 def question(ask: Ask, text: str, stream: Stream, max_new_tokens: int) -> Ask:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 from tokenscale.core.data import Ask, Candidate
 from tokenscale.core.errors import at_least, unknown
-from tokenscale.core.strategy import Asks, Kind, SequenceStrategy
+from tokenscale.core.stage import Kind
+from tokenscale.core.strategy import Asks, SequenceStrategy
 from tokenscale.sequence_level.traces import mean_log_prob, mean_signal
 from tokenscale.sequence_level.voting import answered, check_kind, vote
 

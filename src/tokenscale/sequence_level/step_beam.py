@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from tokenscale.core.data import Ask, Candidate
 from tokenscale.core.errors import at_least
 from tokenscale.core.scorer import Scorer
-from tokenscale.core.strategy import Asks, Kind, SequenceStrategy
+from tokenscale.core.stage import Kind
+from tokenscale.core.strategy import Asks, SequenceStrategy
 from tokenscale.sequence_level.scorers.log_prob import LogProb
 from tokenscale.sequence_level.steps import (
     MOST_STEPS,

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 
 from tokenscale.core.data import Ask
 from tokenscale.core.errors import at_least
-from tokenscale.core.strategy import Asks, Kind, SequenceStrategy
+from tokenscale.core.stage import Kind
+from tokenscale.core.strategy import Asks, SequenceStrategy
 from tokenscale.sequence_level.questions import check_template, fill, question
 from tokenscale.sequence_level.voting import answered, check_kind, shortfall
 

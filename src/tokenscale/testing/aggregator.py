@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tokenscale.core.strategy import Aggregator, Rows, all_valid
+from tokenscale.core.starting import all_valid
+from tokenscale.core.strategy import Aggregator, Rows
 from tokenscale.testing.aggregator_cases import LARGEST, Case, Oracle, cases
 from tokenscale.testing.expect import check_stage, expect, expect_close
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from tokenscale.core.backend import Backend, Completion
-from tokenscale.core.data import Ask, Prompt
+from tokenscale.core.data import Ask
 from tokenscale.core.noise import Stream
+from tokenscale.core.prompt import Prompt
 from tokenscale.testing.expect import expect
 
 REASONS = {"eos", "stop_string", "length"}

@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from tokenscale.core.strategy import Kind, Stage
+from tokenscale.core.stage import Kind, Stage
 
 
 def expect(condition: bool, promise: str) -> None:

@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from tokenscale.core.data import Prompt
 from tokenscale.core.model import ROUTING_NOISE, LanguageModel
 from tokenscale.core.plan import Routing, RowPlan
+from tokenscale.core.prompt import Prompt
 from tokenscale.core.step import pack_experts
 from tokenscale.testing.expect import expect, expect_close
 from tokenscale.testing.row_plans import check_row_plans

@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 
 from tokenscale.core.backend import Completion
 from tokenscale.core.cost import Cost
-from tokenscale.core.data import Ask, Prompt, Result
+from tokenscale.core.data import Ask, Result
 from tokenscale.core.decode import LocalBackend
 from tokenscale.core.errors import PromptError
+from tokenscale.core.ledger import decode_cost
 from tokenscale.core.model import LanguageModel
+from tokenscale.core.prompt import Prompt
 from tokenscale.core.streaming import Piece
 from tokenscale.models.toy import WORDS, ToyModel
 from tokenscale.pipeline import Pipeline
@@ -103,7 +105,7 @@ def _check_bill(pipeline: Pipeline, lm: LanguageModel, most: int) -> None:
         signals=frozenset().union(*(stage.signals for stage in pipeline.stages)),
     )
     [result] = run_problems(lm, backend, pipeline.strategies, _keyed(QUESTIONS[:1]), seed=3, max_new_tokens=most)
-    decoded = Cost.total(usage.decode_cost() for completion in backend.done for usage in completion.usages)
+    decoded = Cost.total(decode_cost(usage) for completion in backend.done for usage in completion.usages)
     expect(result.cost.new_tokens >= decoded.new_tokens, "all decoded tokens are billed")
     expect(result.cost.rows >= decoded.rows, "all decoded rows are billed")
     expect(result.cost.flops >= decoded.flops, "all decoded products are billed")

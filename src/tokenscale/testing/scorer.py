@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from tokenscale.core.data import Ask, Candidate, Prompt
+from tokenscale.core.data import Ask, Candidate
 from tokenscale.core.noise import Stream
+from tokenscale.core.prompt import Prompt
 from tokenscale.core.reward import Grade
 from tokenscale.core.scorer import Scorer
-from tokenscale.core.strategy import Kind
+from tokenscale.core.stage import Kind
 from tokenscale.testing.expect import check_stage, expect
 from tokenscale.testing.sequence_strategy import graded, respond
 

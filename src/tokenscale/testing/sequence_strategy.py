@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from dataclasses import replace
 
-from tokenscale.core.data import Ask, Candidate, Prompt
+from tokenscale.core.data import Ask, Candidate
 from tokenscale.core.noise import Stream, UniformReader
+from tokenscale.core.prompt import Prompt
 from tokenscale.core.reward import Grade
 from tokenscale.core.signals import SIGNALS
-from tokenscale.core.strategy import Kind, SequenceStrategy
+from tokenscale.core.stage import Kind
+from tokenscale.core.strategy import SequenceStrategy
 from tokenscale.testing.expect import check_stage, expect
 
 Responder = Callable[[Ask], list[Candidate]]

@@ -10,7 +10,8 @@ from tokenscale.core.data import RoutingStats
 from tokenscale.core.errors import ArgumentError, PipelineError, at_least, finite
 from tokenscale.core.model import LanguageModel
 from tokenscale.core.noise import CHECK_DOMAIN, RowNoiseReader, Stream
-from tokenscale.core.strategy import Aggregator, Decoder, Proposals, start_all
+from tokenscale.core.starting import start_all
+from tokenscale.core.strategy import Aggregator, Decoder, Proposals
 from tokenscale.token_level.adaptive_rows import AdaptiveProposals, EarlyExit, Gate
 from tokenscale.token_level.aggregators import MeanProbability
 from tokenscale.token_level.decoders import Greedy

@@ -10,7 +10,8 @@ from tokenscale.core.errors import ArgumentError, at_least
 from tokenscale.core.model import EARLY_LAYERS, LanguageModel
 from tokenscale.core.noise import Stream
 from tokenscale.core.plan import RowPlan
-from tokenscale.core.strategy import Aggregator, Proposals, TokenProposer, start_all
+from tokenscale.core.starting import start_all
+from tokenscale.core.strategy import Aggregator, Proposals, TokenProposer
 from tokenscale.token_level.aggregators import DoLaContrast
 from tokenscale.token_level.one_cache import OneCacheProposals, SameRows
 from tokenscale.token_level.options import require

@@ -15,7 +15,8 @@ from tokenscale.core.errors import ArgumentError, at_least, finite
 from tokenscale.core.model import DROPOUT, LanguageModel
 from tokenscale.core.noise import DROPOUT_DOMAIN, RowNoiseReader, Stream
 from tokenscale.core.plan import Dropout, RowPlan
-from tokenscale.core.strategy import Aggregator, Proposals, TokenProposer, start_all
+from tokenscale.core.starting import start_all
+from tokenscale.core.strategy import Aggregator, Proposals, TokenProposer
 from tokenscale.token_level.aggregators import MeanProbability
 from tokenscale.token_level.one_cache import OneCacheProposals, RowRule, forced_plan
 from tokenscale.token_level.options import require

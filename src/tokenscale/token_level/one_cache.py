@@ -15,8 +15,9 @@ from tokenscale.core.errors import ModelError
 from tokenscale.core.model import LanguageModel, State
 from tokenscale.core.noise import RowNoiseReader
 from tokenscale.core.plan import PLAIN, RowPlan
+from tokenscale.core.starting import all_valid
 from tokenscale.core.step import Work
-from tokenscale.core.strategy import Proposals, Rows, all_valid
+from tokenscale.core.strategy import Proposals, Rows
 
 T = TypeVar("T")
 

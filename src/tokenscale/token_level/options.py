@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from tokenscale.core.errors import ArgumentError, CapabilityError, at_least
 from tokenscale.core.model import DROPOUT, LanguageModel
-from tokenscale.core.strategy import Stage
+from tokenscale.core.stage import Stage
 
 
 def one_of(owner: str, name: str, value: object, allowed: Sequence[str]) -> None:

@@ -11,7 +11,8 @@ from torch import Tensor
 from tokenscale.core.model import LanguageModel
 from tokenscale.core.noise import Stream
 from tokenscale.core.plan import RowPlan
-from tokenscale.core.strategy import Aggregator, Proposals, TokenProposer, start_all
+from tokenscale.core.starting import start_all
+from tokenscale.core.strategy import Aggregator, Proposals, TokenProposer
 from tokenscale.token_level.aggregators import MeanProbability
 from tokenscale.token_level.one_cache import OneCacheProposals, SameRows, forced_plan
 

@@ -13,8 +13,9 @@ from tokenscale.core.cost import Cached
 from tokenscale.core.model import LanguageModel, State
 from tokenscale.core.noise import RowNoiseReader, Stream
 from tokenscale.core.plan import PLAIN, Routing, RowPlan
+from tokenscale.core.starting import cached, start_all
 from tokenscale.core.step import Step, Work
-from tokenscale.core.strategy import Proposals, Rows, cached, start_all
+from tokenscale.core.strategy import Proposals, Rows
 from tokenscale.token_level.one_cache import check_room, fresh, picked
 from tokenscale.token_level.roe_noise import RoutingNoise, as_sequences
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tokenscale.core.data import Prompt
 from tokenscale.core.errors import ArgumentError, PromptError
 from tokenscale.core.model import LanguageModel
 from tokenscale.core.noise import Stream
+from tokenscale.core.prompt import Prompt
 from tokenscale.core.strategy import Aggregator, Proposals, TokenProposer
 from tokenscale.token_level.aggregators import MeanProbability
 from tokenscale.token_level.private_cache import PrivateCacheProposals, start_variants

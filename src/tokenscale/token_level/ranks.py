@@ -8,7 +8,7 @@ from tokenscale.core.cost import Cached
 from tokenscale.core.errors import ArgumentError
 from tokenscale.core.model import LanguageModel, State
 from tokenscale.core.plan import Routing
-from tokenscale.core.strategy import cached, start_all
+from tokenscale.core.starting import cached, start_all
 
 Ranks = tuple[int, int]
 

@@ -19,7 +19,8 @@ from tokenscale.core.errors import ArgumentError
 from tokenscale.core.model import LanguageModel
 from tokenscale.core.noise import RowNoiseReader, Stream
 from tokenscale.core.plan import RowPlan
-from tokenscale.core.strategy import Proposals, start_all
+from tokenscale.core.starting import start_all
+from tokenscale.core.strategy import Proposals
 from tokenscale.token_level.one_cache import OneCacheProposals, RowRule, forced_plan
 from tokenscale.token_level.options import one_of
 from tokenscale.token_level.plain import Plain

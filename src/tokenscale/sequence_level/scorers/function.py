@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import SupportsFloat
 
-from tokenscale.core.data import Ask, Candidate, Prompt
+from tokenscale.core.data import Ask, Candidate
 from tokenscale.core.errors import ArgumentError, PipelineError
+from tokenscale.core.prompt import Prompt
 from tokenscale.core.scorer import Requests, Scorer
 
 Score = Callable[[Prompt, Candidate], SupportsFloat]
