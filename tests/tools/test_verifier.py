@@ -228,6 +228,8 @@ def drawn(numbers, answer):
 
 def test_the_report_by_hand(tmp_path):
     found = [drawn([1, 2, 2, 2, 3, 4, 5, 6], "3"), drawn([7] * 7 + [8], "7")]
+    brief_ones = [replace(s, text=f" We get {s.text}") for s in found[0].samples]  # of one problem: its AUC is 1
+    found[0] = replace(found[0], samples=tuple(brief_ones))
     write(found, tmp_path / "candidates.jsonl")
     assert read(tmp_path / "candidates.jsonl") == found
     steps = [[[0.0]] * 4 + [[2.0]] + [[0.0]] * 3, [[3.0]] * 7 + [[4.0]]]
@@ -242,6 +244,7 @@ def test_the_report_by_hand(tmp_path):
     )
     assert said["samples_right"] == 50
     assert said["auc"]["verifier"] == round((7 * 7 + 7) / 64, 4)
+    assert [said["auc_of_a_style"][style]["verifier"] for style in ("brief", "detailed")] == [1, 0]
 
 
 def test_the_storage_check():

@@ -51,6 +51,7 @@ Area under the ROC curve of right against wrong samples:
 {aucs}
 
 Exact McNemar tests of best of 8 by the verifier on the test split: {tests}.
+
 {trigger}
 {storage}
 
@@ -77,13 +78,14 @@ def table(results: dict) -> str:
 
 
 def aucs(results: dict) -> str:
-    """One row a score."""
-    names = {"verifier": "the verifier", "log_prob_mean": "mean log-probability", "log_prob_sum": "log-probability"}
-    lines = ["| | validation | test |", "|---|---|---|"]
-    splits = [results[split]["auc"] for split in ("validation", "test")]
-    return "\n".join(
-        lines + [f"| {name} | {splits[0][key]:.3f} | {splits[1][key]:.3f} |" for key, name in names.items()]
-    )
+    """One row a score, over all samples and within each style."""
+    names = {"verifier": "the verifier", "log_prob_mean": "mean log-probability"}
+    lines = ["| | validation | test | brief ones, test | detailed ones, test |", "|---|---|---|---|---|"]
+    for key, name in names.items():
+        found = [results[split]["auc"][key] for split in ("validation", "test")]
+        found += [results["test"]["auc_of_a_style"][style][key] for style in ("brief", "detailed")]
+        lines.append(f"| {name} | {' | '.join(f'{value:.3f}' for value in found)} |")
+    return "\n".join(lines)
 
 
 def tests(results: dict) -> str:
@@ -95,7 +97,7 @@ def tests(results: dict) -> str:
         "best_by_log_prob_sum": "log-probability",
     }
     found = results["test"]["mcnemar_p_of_best_by_verifier"]
-    return ", ".join(f"p = {found[key]:.2g} against {name}" for key, name in names.items())
+    return ",\n".join(f"p = {found[key]:.2g} against {name}" for key, name in names.items())
 
 
 def verdict(results: dict) -> str:
@@ -109,8 +111,11 @@ def verdict(results: dict) -> str:
         word = "better" if mine > theirs else "worse"
         said = f"It chooses {word} than the demo model's own mean log-probability ({mine} against {theirs}%)."
     return f"""{said}
-That is no finding about reward models: the demo model writes in two styles, made on purpose, of which the detailed one
-is right more often, and any score that sees the style gains by it."""
+It is a judge twenty times smaller than the model that it grades, and tells right from wrong better than that model's
+mean log-probability among detailed solutions alone. It knows where and how the demo models err; an error put into a
+right solution at random it often misses. The demo model writes in two styles, made on purpose, of which the detailed
+one is right more often, and a part of all gains over the vote is seeing the style. So none of this is a finding
+about reward models."""
 
 
 def card(results: dict) -> str:

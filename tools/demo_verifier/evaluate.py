@@ -1,7 +1,7 @@
 """Best of 8 by the verifier against the vote, the log-probability and greedy decoding, on a held-out split.
 
-    python -m tools.demo_verifier.evaluate --model build/demo_verifier/s0/checkpoint.pt \
-        --candidates build/demo_verifier/validation.jsonl --out build/demo_verifier/s0/validation.json
+    python -m tools.demo_verifier.evaluate --model build/demo_verifier/run/checkpoint.pt \
+        --candidates build/demo_verifier/validation.jsonl --out build/demo_verifier/run/validation.json
 
 The candidates are those of the demo model's own evaluation (the same draws), drawn first where the file is not there.
 Scoring is plain transformers, independent of the library. The recipe is chosen on the validation split.
@@ -31,7 +31,7 @@ from tools.demo_model.evaluate import (
 )
 from tools.demo_model.evaluate import load_model as load_demo
 from tools.demo_model.sampling import Sample
-from tools.demo_model.solutions import read_answer
+from tools.demo_model.solutions import TERSE_START, read_answer
 from tools.demo_verifier.samples import CHECKPOINTS
 from tools.demo_verifier.train import auc, build, scores
 
@@ -155,9 +155,11 @@ class Scored:
         pairs = zip(self.right, values, strict=True)
         return [marks[max(range(VOTERS), key=scored.__getitem__)] for marks, scored in pairs]
 
-    def separation(self, values: list[list[float]]) -> float:
-        """The area under the ROC curve of right against wrong samples."""
-        pairs = [p for row, marks in zip(values, self.right, strict=True) for p in zip(row, marks, strict=True)]
+    def separation(self, values: list[list[float]], brief: bool | None = None) -> float:
+        """The area under the ROC curve of right against wrong samples, of all or of one style."""
+        rows = zip(self.found, values, self.right, strict=True)
+        triples = [t for d, row, marks in rows for t in zip(d.samples, row, marks, strict=True)]
+        pairs = [(v, m) for s, v, m in triples if brief in (None, s.text.startswith(TERSE_START))]
         return round(auc([v for v, m in pairs if m], [v for v, m in pairs if not m]), 4)
 
 
@@ -183,6 +185,10 @@ def report(scored: Scored) -> dict:
         "problems": len(found),
         "samples_right": round(100 * sum(map(sum, right)) / (VOTERS * len(found)), 2),
         "auc": {name: scored.separation(column) for name, column in values.items()},
+        "auc_of_a_style": {
+            style: {name: scored.separation(values[name], style == "brief") for name in ("verifier", "log_prob_mean")}
+            for style in ("brief", "detailed")
+        },
         "arms": {name: accuracy(marks) for name, marks in arms.items()},
         "mcnemar_p_of_best_by_verifier": {name: mcnemar(arms[name], best["verifier"]) for name in against},
     }

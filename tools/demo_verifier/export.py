@@ -1,15 +1,14 @@
 """Writes a checkpoint of train.py as a transformers folder, weights in float16, with the demo model's tokenizer.
 
-    python -m tools.demo_verifier.export --checkpoint build/demo_verifier/s0/checkpoint.pt \
+    python -m tools.demo_verifier.export --checkpoint build/demo_verifier/run/checkpoint.pt \
         --out src/tokenscale/models/checkpoints/demo-verifier \
-        --candidates build/demo_verifier/validation.jsonl --check build/demo_verifier/s0/float16.json
+        --candidates build/demo_verifier/validation.jsonl --check build/demo_verifier/run/float16.json
 
 ``--check`` compares the scores of the validation candidates before and after storage in float16.
 """
 
 import argparse
 import json
-import shutil
 from pathlib import Path
 
 import torch
@@ -25,8 +24,11 @@ def export(checkpoint: Path, out: Path) -> None:
     """Weights, configuration and tokenizer, in `out`."""
     model, _ = load_model(checkpoint)
     model.half().save_pretrained(out)
+    (out / "model.safetensors").chmod(0o644)
     for name in TOKENIZER:
-        shutil.copyfile(CHECKPOINTS / "demo" / name, out / name)
+        content = json.loads((CHECKPOINTS / "demo" / name).read_text(encoding="utf-8"))
+        compact = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+        (out / name).write_text(compact, encoding="utf-8")
 
 
 def whole_scores(path: Path, found: list[Drawn]) -> list[float]:

@@ -1,6 +1,6 @@
 """Gathers what training and evaluation wrote into results.json, the source of every number in the model card.
 
-python -m tools.demo_verifier.results --run build/demo_verifier/s0 --samples build/demo_verifier/samples
+python -m tools.demo_verifier.results --run build/demo_verifier/run --samples build/demo_verifier/samples
 """
 
 import argparse
@@ -32,7 +32,7 @@ def gather(run: Path, samples: Path) -> dict:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, default=Path("build/demo_verifier/s0"))
+    parser.add_argument("--run", type=Path, default=Path("build/demo_verifier/run"))
     parser.add_argument("--samples", type=Path, default=Path("build/demo_verifier/samples"))
     options = parser.parse_args()
     results = {"machine": machine(), **gather(options.run, options.samples)}

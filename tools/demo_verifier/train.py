@@ -1,6 +1,6 @@
 """Trains the packaged verifier: a small Llama that says after every token whether a solution is right so far.
 
-    python -m tools.demo_verifier.train --seed 0 --samples build/demo_verifier/samples --out build/demo_verifier/s0
+    python -m tools.demo_verifier.train --seed 0 --samples build/demo_verifier/samples --out build/demo_verifier/run
 
 The model tells what comes next, compares that with what comes, and gathers the differences, each in layers of its own:
 the loss is the sum of four means, of which two are taught inside the model by parts that are thrown away. They are the
