@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import processors
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AutoModelForSequenceClassification,
@@ -23,6 +25,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+import tokenscale.pipeline  # noqa: F401 (it says how a reference is opened)
 from tests.models.tiny import SIZES, tiny
 from tokenscale.core.cost import Cost
 from tokenscale.core.errors import ArgumentError, CapabilityError, ModelError, PromptError
@@ -171,6 +174,25 @@ def test_steps_in_a_model_that_is_not_causal_are_texts_of_their_own(tokenizer: A
     assert [len(lane.cached.prompt) for lane in graded.usage.lanes] == lengths
 
 
+class SeesAll(nn.Module):
+    """A decoder whose every hidden state is the mean of all tokens' embeddings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(10, 4)
+
+    def forward(self, input_ids: torch.Tensor, use_cache: bool) -> Any:
+        mean = self.table(input_ids).mean(1, keepdim=True)
+        return SimpleNamespace(last_hidden_state=mean.expand(-1, input_ids.shape[1], -1))
+
+
+def test_a_matrix_on_every_position_does_not_make_a_model_causal() -> None:
+    model = nn.Module()
+    model.score, model.base_model, model.device = nn.Linear(4, 1), SeesAll(), torch.device("cpu")
+    assert not reward_file._is_causal(model)
+    assert reward_file._is_causal(llama())
+
+
 def test_a_chat_goes_through_the_template(tokenizer: Any) -> None:
     model = llama()
     reward = HFRewardModel(model, tokenizer, "r")
@@ -183,6 +205,8 @@ def test_a_chat_goes_through_the_template(tokenizer: Any) -> None:
     with torch.no_grad():
         first = model(torch.tensor([beginning])).logits.item()
     assert several.scores == pytest.approx((first, expected), abs=1e-5)
+    [inside] = reward._encode(chat, (" We get 17", "+5=22"))
+    assert tokenizer.decode(inside.ids[: inside.ends[0] + 1]).endswith("assistant: We get 17")
     begun = Prompt.of([*chat.chat(), {"role": "assistant", "content": "We get"}])
     [gone_on] = reward.grade([(begun, (" 17+5=22, 22*2=44.",))])
     assert gone_on.scores == pytest.approx((expected,), abs=1e-5)

@@ -13,11 +13,12 @@ from tools.demo_model.evaluate import load_problems
 from tools.demo_model.problems import split_of
 from tools.demo_model.sampling import Sample
 from tools.demo_model.solutions import brief, detailed, read_answer, wrong_lines
+from tools.demo_verifier.batches import Mix, Recipe, block, pad
 from tools.demo_verifier.evaluate import Drawn, Scored, read, reduced, report, step_ends, weighted_vote, write
 from tools.demo_verifier.export import storage_check
 from tools.demo_verifier.labels import EQUATION, corrupted, drill, evaluated, example, right_length, written
 from tools.demo_verifier.samples import CHECKPOINTS, Row, problems, right_texts
-from tools.demo_verifier.train import Mix, Recipe, Run, auc, block, counts, pad, parts, sums, train
+from tools.demo_verifier.train import Run, auc, counts, parts, sums, train
 
 RECIPE = Recipe(cycles=(3, 2), batch=4, warm_up=2, drilling=1)
 RIGHT = " We get 17+5=22, 22*2=44. #### 44"

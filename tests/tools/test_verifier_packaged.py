@@ -18,12 +18,13 @@ from tools.demo_model.evaluate import load_problems
 from tools.demo_model.problems import HARD, draw_from_split
 from tools.demo_model.sampling import continuations
 from tools.demo_model.solutions import brief, detailed, read_answer
+from tools.demo_verifier.batches import Recipe
 from tools.demo_verifier.card import CARD, card
 from tools.demo_verifier.evaluate import STEP, load_model, step_scores
 from tools.demo_verifier.labels import EQUATION, corrupted
 from tools.demo_verifier.results import RESULTS
 from tools.demo_verifier.samples import CHECKPOINTS, COPIES, PROBLEMS, SHARDS
-from tools.demo_verifier.train import Recipe, auc
+from tools.demo_verifier.train import auc
 
 FOLDER = Path(__file__).parents[2] / CARD.parent
 
