@@ -20,7 +20,7 @@ core
 models token_level sequence_level
 plugins
 dsl spec
-grammar
+grammar asked
 pipeline
 testing
 recipe_text recipe_sections

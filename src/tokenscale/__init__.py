@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tokenscale.core.backend import Backend as Backend
     from tokenscale.core.backend import Completion as Completion
+    from tokenscale.core.constraint import Constraint as Constraint
+    from tokenscale.core.constraint import Guide as Guide
     from tokenscale.core.cost import Cached as Cached
     from tokenscale.core.cost import Cost as Cost
     from tokenscale.core.cost import Prefill as Prefill
@@ -43,6 +45,9 @@ if TYPE_CHECKING:
     from tokenscale.core.plan import Routing as Routing
     from tokenscale.core.plan import RowPlan as RowPlan
     from tokenscale.core.prompt import Prompt as Prompt
+    from tokenscale.core.reward import Grade as Grade
+    from tokenscale.core.reward import Graded as Graded
+    from tokenscale.core.reward import RewardModel as RewardModel
     from tokenscale.core.score import Chosen as Chosen
     from tokenscale.core.score import Score as Score
     from tokenscale.core.score import choose_option as choose_option
@@ -63,10 +68,13 @@ if TYPE_CHECKING:
     from tokenscale.core.strategy import Rows as Rows
     from tokenscale.core.strategy import SequenceStrategy as SequenceStrategy
     from tokenscale.core.strategy import TokenProposer as TokenProposer
+    from tokenscale.core.streaming import Piece as Piece
+    from tokenscale.core.streaming import Progress as Progress
     from tokenscale.integrations.transformers import custom_generate as custom_generate
     from tokenscale.models.hf import HFModel as HFModel
     from tokenscale.models.hf import load as load
     from tokenscale.models.hf import wrap as wrap
+    from tokenscale.models.reward import load_reward as load_reward
     from tokenscale.models.toy import ToyModel as ToyModel
     from tokenscale.pipeline import Pipeline as Pipeline
     from tokenscale.sequence_level.adaptive_self_consistency import AdaptiveSelfConsistency as AdaptiveSelfConsistency
@@ -86,6 +94,8 @@ if TYPE_CHECKING:
     from tokenscale.sequence_level.scorers.function import FunctionScorer as FunctionScorer
     from tokenscale.sequence_level.scorers.judge import LLMJudge as LLMJudge
     from tokenscale.sequence_level.scorers.log_prob import LogProb as LogProb
+    from tokenscale.sequence_level.scorers.reward import ProcessRewardScorer as ProcessRewardScorer
+    from tokenscale.sequence_level.scorers.reward import RewardModelScorer as RewardModelScorer
     from tokenscale.sequence_level.scorers.self_certainty import SelfCertainty as SelfCertainty
     from tokenscale.sequence_level.self_consistency import SelfConsistency as SelfConsistency
     from tokenscale.sequence_level.step_beam import StepBeam as StepBeam
@@ -123,24 +133,28 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "core.backend": "Backend Completion",
+    "core.constraint": "Constraint Guide",
     "core.cost": "Cached Cost Prefill Usage",
     "core.data": "Ask Candidate Result RoutingStats Trace",
     "core.errors": "ArgumentError CapabilityError ModelError PipelineError PromptError RecipeError RoutingError "
     "TokenscaleError TokenscaleWarning UnknownNameError",
     "core.model": "LanguageModel ROUTING_NOISE State",
-    "core.prompt": "Prompt",
-    "core.plan": "Dropout Routing RowPlan",
-    "core.score": "Chosen Score choose_option",
-    "core.shape": "ModelShape",
-    "core.scorer": "Scorer",
-    "core.signals": "StopRule",
-    "core.step": "Step Work",
     "core.noise": "Stream",
+    "core.plan": "Dropout Routing RowPlan",
+    "core.prompt": "Prompt",
+    "core.reward": "Grade Graded RewardModel",
+    "core.score": "Chosen Score choose_option",
+    "core.scorer": "Scorer",
+    "core.shape": "ModelShape",
+    "core.signals": "StopRule",
     "core.stage": "Kind Stage",
     "core.starting": "all_valid start_all",
+    "core.step": "Step Work",
     "core.strategy": "Aggregator Asks Choice Decoder Proposals Rows SequenceStrategy TokenProposer",
+    "core.streaming": "Piece Progress",
     "integrations.transformers": "custom_generate",
     "models.hf": "HFModel load wrap",
+    "models.reward": "load_reward",
     "models.toy": "ToyModel",
     "pipeline": "Pipeline",
     "sequence_level.adaptive_self_consistency": "AdaptiveSelfConsistency",
@@ -153,11 +167,12 @@ _HOMES = {
     "sequence_level.diverse_beam_search": "DiverseBeamSearch",
     "sequence_level.dvts": "DVTS",
     "sequence_level.early_stopping_self_consistency": "EarlyStoppingSelfConsistency",
+    "sequence_level.particle_filter": "ParticleFilter",
     "sequence_level.scorers.function": "FunctionScorer",
     "sequence_level.scorers.judge": "LLMJudge",
     "sequence_level.scorers.log_prob": "LogProb",
+    "sequence_level.scorers.reward": "ProcessRewardScorer RewardModelScorer",
     "sequence_level.scorers.self_certainty": "SelfCertainty",
-    "sequence_level.particle_filter": "ParticleFilter",
     "sequence_level.self_consistency": "SelfConsistency",
     "sequence_level.step_beam": "StepBeam",
     "sequence_level.universal_self_consistency": "UniversalSelfConsistency",

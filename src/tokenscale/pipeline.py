@@ -7,14 +7,16 @@ from dataclasses import dataclass, replace
 from typing import Any, overload
 
 from tokenscale import dsl, spec
+from tokenscale.asked import prompts_of, run_options
 from tokenscale.core.backend import OnToken
 from tokenscale.core.constraint import Constraint
 from tokenscale.core.data import Result
 from tokenscale.core.decode import LocalBackend, check_free
 from tokenscale.core.errors import ArgumentError, CapabilityError, PipelineError, at_least
-from tokenscale.core.model import LanguageModel
+from tokenscale.core.model import LanguageModel, set_opener
 from tokenscale.core.permitted import LogitsProcessor
 from tokenscale.core.prompt import Prompt
+from tokenscale.core.reward import RewardModel, set_reward_opener
 from tokenscale.core.run import OnResult, run_problems, solve_problems
 from tokenscale.core.score import set_plain
 from tokenscale.core.stage import Composable, Kind, Stage, require_stage, set_composer
@@ -161,8 +163,8 @@ class Pipeline(Composable):
         {"enable_thinking": False}, go to the tokenizer's chat template.
         Raises ArgumentError, PromptError and CapabilityError before anything is decoded.
         """
-        asked = _prompts(prompts, chat_template_kwargs)
-        options = _options("run", seed, max_new_tokens, stop_strings)
+        asked = prompts_of(prompts, chat_template_kwargs)
+        options = run_options("run", seed, max_new_tokens, stop_strings)
         backend = self._backend(
             lm, batch_size=batch_size, trace=trace, processor=processor, on_token=on_token, owner="run"
         )
@@ -198,8 +200,8 @@ class Pipeline(Composable):
         the generator cancels what is outstanding. Costs what `run` costs, and raises what it raises, before
         the first event.
         """
-        asked = _prompts([prompt], chat_template_kwargs)
-        options = _options("stream", seed, max_new_tokens, stop_strings)
+        asked = prompts_of([prompt], chat_template_kwargs)
+        options = run_options("stream", seed, max_new_tokens, stop_strings)
         self.check(lm)
         live = self.decoder.width == 1 and all(s.streams for s in self.strategies) and lm.tokenizer is not None
         text = TextStream(lm, options["stop_strings"], lm.encode(asked[0]), live)
@@ -237,6 +239,20 @@ class Pipeline(Composable):
         return replace(result, answer=answer, notes=(*result.notes, *notes))
 
 
+def _open_model(reference: str) -> LanguageModel:
+    from tokenscale.models.hf import opened  # it loads transformers
+
+    return opened(reference)
+
+
+def _open_reward_model(reference: str) -> RewardModel:
+    from tokenscale.models.reward import opened  # it loads transformers
+
+    return opened(reference)
+
+
+set_opener(_open_model)
+set_reward_opener(_open_reward_model)
 set_composer(lambda inner, outer: Pipeline(inner, outer))
 set_plain(Plain)
 
@@ -248,36 +264,6 @@ def _flattened(stages: Iterable[object]) -> list[Stage]:
             raise PipelineError(f"{stage!r:.80} is text, not a stage", f"write Pipeline.parse({stage!r:.80})")
         flat.extend(stage.stages if isinstance(stage, Pipeline) else [require_stage(stage)])
     return flat
-
-
-def _prompts(prompts: object, template_options: Mapping[str, Any] | None) -> list[Prompt]:
-    if isinstance(prompts, str | Mapping | Prompt) or not isinstance(prompts, Iterable):
-        shown = "a single string" if isinstance(prompts, str) else f"{prompts!r:.80}"
-        raise ArgumentError(f"run takes a list of prompts, got {shown}", "write run(lm, [prompt])")
-    asked = list(prompts)
-    if not asked:
-        raise ArgumentError("run got an empty list of prompts", 'give at least one: run(lm, ["Q: ..."])')
-    if isinstance(asked[0], Mapping):
-        raise ArgumentError("run takes a list of prompts, got the messages of one chat", "write run(lm, [messages])")
-    given = [Prompt.of(prompt) for prompt in asked]
-    return [prompt.with_template_options(template_options) for prompt in given] if template_options else given
-
-
-def _options(owner: str, seed: int, max_new_tokens: int, stop_strings: Sequence[str]) -> dict[str, Any]:
-    """What decoding takes, checked."""
-    at_least(owner, "seed", seed, 0)
-    at_least(owner, "max_new_tokens", max_new_tokens, 1)
-    stops = check_stop_strings(owner, stop_strings)
-    return {"seed": seed, "max_new_tokens": max_new_tokens, "stop_strings": stops}
-
-
-def check_stop_strings(owner: str, stop_strings: object) -> tuple[str, ...]:
-    """The stop strings that `owner` was given, as a tuple. Raises ArgumentError."""
-    stops = stop_strings if isinstance(stop_strings, list | tuple) else [None]
-    if all(isinstance(stop, str) and stop for stop in stops):
-        return tuple(stops)
-    message = f"{owner}(stop_strings={stop_strings!r:.80}): stop_strings must be a list of strings, none of them empty"
-    raise ArgumentError(message, r'write stop_strings=["\nQ:"]')
 
 
 def _alike(result: Result, pipeline: Pipeline) -> tuple[str, ...]:

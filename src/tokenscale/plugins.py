@@ -30,6 +30,7 @@ from tokenscale.sequence_level.particle_filter import ParticleFilter
 from tokenscale.sequence_level.scorers.function import FunctionScorer
 from tokenscale.sequence_level.scorers.judge import LLMJudge
 from tokenscale.sequence_level.scorers.log_prob import LogProb
+from tokenscale.sequence_level.scorers.reward import ProcessRewardScorer, RewardModelScorer
 from tokenscale.sequence_level.scorers.self_certainty import SelfCertainty
 from tokenscale.sequence_level.self_consistency import SelfConsistency
 from tokenscale.sequence_level.step_beam import StepBeam
@@ -73,7 +74,7 @@ BUILT_IN: Mapping[str, type[Stage]] = index(
         *(SelfConsistency,),
         *(AdaptiveSelfConsistency, EarlyStoppingSelfConsistency, UniversalSelfConsistency),
         *(BestOfN, WeightedBestOfN, DeepConf),
-        *(LogProb, SelfCertainty, FunctionScorer, LLMJudge),
+        *(LogProb, SelfCertainty, FunctionScorer, LLMJudge, RewardModelScorer, ProcessRewardScorer),
     )
 )
 

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import EosTokenCriteria, MaxLengthCriteria, StopStringCriteria
 
+from tokenscale.asked import check_stop_strings
 from tokenscale.core.backend import OnToken
 from tokenscale.core.data import Result
 from tokenscale.core.errors import ArgumentError, CapabilityError, at_least
@@ -20,7 +21,7 @@ from tokenscale.core.prompt import Prompt
 from tokenscale.core.stage import Kind, Stage
 from tokenscale.dsl import to_text
 from tokenscale.models.hf import HFModel, wrap
-from tokenscale.pipeline import Pipeline, check_stop_strings
+from tokenscale.pipeline import Pipeline
 
 MOST_TOKENS = 2**31
 UNKEPT = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from tokenscale.core.errors import ModelError
-from tokenscale.core.model import LanguageModel, State, set_opener
+from tokenscale.core.model import LanguageModel, State
 from tokenscale.core.plan import PLAIN, Routing, RowPlan
 from tokenscale.core.prompt import Prompt
 from tokenscale.core.step import Step
@@ -158,8 +158,6 @@ class HFModel(LanguageModel):
 
 
 @cache
-def _opened(reference: str) -> LanguageModel:
+def opened(reference: str) -> LanguageModel:
+    """The model of a reference, loaded once in a process."""
     return load(reference)
-
-
-set_opener(_opened)

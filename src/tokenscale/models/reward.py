@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification
 from tokenscale.core.cost import Cached, Lane, Prefill, Usage
 from tokenscale.core.errors import ModelError, PromptError
 from tokenscale.core.prompt import Prompt
-from tokenscale.core.reward import Graded, RewardModel, set_reward_opener
+from tokenscale.core.reward import Graded, RewardModel
 from tokenscale.core.shape import ModelShape
 from tokenscale.core.step import no_experts, pack_experts
 from tokenscale.models.checkpoint import read_checkpoint
@@ -196,8 +196,6 @@ def _batches(texts: Sequence[Encoded]) -> Iterator[list[Encoded]]:
 
 
 @cache
-def _opened(reference: str) -> RewardModel:
+def opened(reference: str) -> RewardModel:
+    """The reward model of a reference, loaded once in a process."""
     return load_reward(reference)
-
-
-set_reward_opener(_opened)
