@@ -54,7 +54,7 @@ def test_tune_prints_both_arms_and_what_is_kept(tokenscale, monkeypatch):
     for word in (
         "untuned",
         "tuned",
-        "difference",
+        "change",
         "perplexity",
         "search",
         "not tuned: greedy, vote",

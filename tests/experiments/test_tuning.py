@@ -103,6 +103,7 @@ def test_a_search_writes_what_it_found(load, tmp_path, monkeypatch):
     profile = yaml.safe_load((out / arm["profile"]).read_text())
     assert (profile["fingerprint"], profile["layers"]) == (lm.fingerprint, lm.inspect_layers())
     assert (profile["study"]["name"], profile["validation"]["samples"]) == ("roe", 6)
+    assert profile["study"]["file"] == "study.db"  # beside the profile, wherever the folder is moved
     assert profile["cost"] == arm["cost"]
     arms = yaml.safe_load((out / "tuned.yaml").read_text())["arms"]
     assert Pipeline.parse(arms["roe"]).proposer == tuned

@@ -146,7 +146,7 @@ def _tune(run: _Run, held: TuningFolder, progress: Reporter) -> dict[str, Any]:
     report = build(run.recipe, run.tune, run.lm, run.objective, run.data, tuned)
     for one in tuned:
         if one.profile is not None:
-            write_text(held.path / one.profile, profile(report, one, run.lm, str(held.path / STUDIES)))
+            write_text(held.path / one.profile, profile(report, one, run.lm, STUDIES))
     write_text(held.path / "tuned.yaml", tuned_arms(tuned, held.path))
     write_text(held.path / PAGE, markdown(report))
     # Last, since it says that all the others are there.

@@ -191,7 +191,7 @@ def table(report: Entry) -> Table:
         )
         for arm in report["arms"]
     ]
-    headers = ("arm", "untuned", "tuned", "difference", "tuned - clean row", "trials", "search")
+    headers = ("arm", "untuned", "tuned", "change", "against clean", "trials", "search")
     samples = report["data"]["test"]["samples"]
     return Table(f"{report['model']} on {samples} test samples, {report['unit']}", headers, rows)
 
@@ -235,7 +235,7 @@ def number(loss: float | None, objective: str) -> str:
         return "infinite"
     if objective != "perplexity" or loss > MOST_NATS:
         return f"{loss:.4f}"
-    return f"{loss:.4f} (perplexity {math.exp(loss):.2f})"
+    return f"{loss:.4f} (ppl {math.exp(loss):.2f})"
 
 
 def signed(gain: Entry | None) -> str:
