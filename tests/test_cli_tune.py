@@ -55,7 +55,7 @@ def test_tune_prints_both_arms_and_what_is_kept(tokenscale, monkeypatch):
         "untuned",
         "tuned",
         "change",
-        "perplexity",
+        "ppl",
         "search",
         "not tuned: greedy, vote",
         "The search cost",
