@@ -30,6 +30,12 @@ SAMPLED = {
     "WeightedBestOfN": "WeightedBestOfN(n=3, scorer=SelfCertainty())",
     "DeepConf": "DeepConf(k=4, keep=0.5, window=4)",
     "DeepConf, online": "DeepConf(k=4, keep=0.5, window=4, online=True, warmup=2)",
+    "BestOfN, reward model": 'BestOfN(n=2, scorer=RewardModelScorer(model="demo-verifier"))',
+    "WeightedBestOfN, steps": 'WeightedBestOfN(n=2, scorer=ProcessRewardScorer(model="demo-verifier", steps="."))',
+    "StepBeam": 'StepBeam(width=2, expand=2, scorer=LogProb(), step=" ")',
+    "DVTS": 'DVTS(subtrees=2, expand=2, scorer=SelfCertainty(), step=" ")',
+    "ParticleFilter": 'ParticleFilter(particles=3, scorer=LogProb(), step=" ")',
+    "vote of step searches": 'StepBeam(width=2, expand=2, scorer=LogProb(), step=" ") | SelfConsistency(k=2)',
     "vote of best-of-n": "BestOfN(n=2) | SelfConsistency(k=2)",
 }
 BEAMS = {
@@ -41,6 +47,7 @@ CONSTRAINED = {"Constrained": 'Constrained(regex="[0-9 +]{1,6}")'}
 OTHERS = {
     "Greedy": "Greedy()",
     "ChainOfThought": "ChainOfThought()",
+    "BudgetForcing": "BudgetForcing(max=6)",
     "ChainOfThought, extraction": 'ChainOfThought(extract="The answer is ")',
 }
 PARTS = OTHERS | SAMPLED | BEAMS | CONSTRAINED

@@ -73,10 +73,11 @@ def _word(kind: Kind) -> str:
 
 def check_chance(stages: Sequence[Stage], proposer: TokenProposer, decoder: Decoder) -> None:
     """Refuses a choice among candidates that must all be equal, and rounds of candidates that come at once."""
-    chooser = next((s for s in stages if s.kind is Kind.CHOOSING), None)
-    if isinstance(chooser, SequenceStrategy) and chooser.in_rounds and decoder.num_return > 1:
-        message = f"{dsl.to_text(chooser)} asks in rounds, and one {dsl.to_text(decoder)} gives all its texts at once"
+    rounds = next((s for s in stages if isinstance(s, SequenceStrategy) and s.in_rounds), None)
+    if rounds is not None and decoder.num_return > 1:
+        message = f"{dsl.to_text(rounds)} asks in rounds, and one {dsl.to_text(decoder)} gives all its texts at once"
         raise PipelineError(message, "write SelfConsistency(k=...) or BestOfN(n=...) around it, or num_return=1")
+    chooser = next((s for s in stages if s.kind in (Kind.SEARCH, Kind.CHOOSING)), None)
     if chooser is None or decoder.random or proposer.random or decoder.num_return > 1:
         return
     chance, rows = dsl.to_text(decoder), dsl.to_text(proposer)

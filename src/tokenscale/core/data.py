@@ -120,19 +120,19 @@ class Candidate:
     """One continuation.
 
     `text` ends before the stop string or end token that ended it; `token_ids` are all ids that were
-    generated, that ending included. `log_probs[i]` is the natural log-probability of token i under
-    the aggregated distribution, before temperature and truncation. `finish_reason` is one of
-    "eos", "stop_string", "pause", "length", "constraint" (it is met, and nothing may follow), "constraint_unmet" (no
-    token may follow, or the length is reached, and it is not met), "stop_rule". `stopped_by` is the stop string or
-    pause that ended it. Its last `ending` tokens go beyond the text: the end token, or those that the stop string
-    stands in, whose characters before it are `rest`. `suffix_ids` are the ids of the ask's suffix.
-    `thinking` is the text inside think tags, which `text` leaves out. `score` is what a search or a scorer
-    ranked it by, `step_scores` a reward model's scores of its steps, `signals` the per-token records that were
-    asked for, by name, one entry a token. `near_ties` counts tokens whose choice another
-    order of floating-point sums could have flipped (margin below 1e-5), `fallbacks` those whose rows
-    allowed no common token, so that the aggregator used the first row. `cost` is what this
-    candidate alone cost to decode; a chosen candidate's `members` are all it was chosen from, `votes`
-    the weight of each answer among them, `notes` what the strategy wants the user to know.
+    generated, that ending included. `log_probs[i]` is the natural log-probability of token i under the
+    aggregated distribution, before temperature and truncation. `finish_reason` is one of "eos",
+    "stop_string", "pause", "length", "constraint" (it is met, and nothing may follow), "constraint_unmet" (no
+    token may follow, or the length is reached, and it is not met), "stop_rule". `stopped_by` is the stop
+    string or pause that ended it. Its last `ending` tokens go beyond the text: the end token, or those that
+    the stop string stands in, whose characters before it are `rest`. `suffix_ids` are the ids of the ask's
+    suffix. `thinking` is the text inside think tags, which `text` leaves out. `score` is what a search or a
+    scorer ranked it by, `step_scores` a reward model's scores of its steps, in the answer to a `Grade`,
+    `signals` the per-token records that were asked for, by name, one entry a token. `near_ties` counts tokens
+    whose choice another order of floating-point sums could have flipped (margin below 1e-5), `fallbacks`
+    those whose rows allowed no common token, so that the aggregator used the first row. `cost` is what this
+    candidate alone cost to decode; a chosen candidate's `members` are all it was chosen from, `votes` the
+    weight of each answer among them, `notes` what the strategy wants the user to know.
     """
 
     text: str
