@@ -19,6 +19,7 @@ LIVE = [
     "Sample(temperature=1.0)",
     "RoE(n=3, tau=1.0)",
     "RoE(n=3, tau=1.0) | Sample(temperature=1.0) | ChainOfThought()",
+    'Constrained(regex="[0-9 +]{1,12}") | Sample(temperature=1.0)',
 ]
 LATE = ["SelfConsistency(k=5)", "RoE(n=3, tau=1.0) | SelfConsistency(k=3)"]
 
