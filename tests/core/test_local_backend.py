@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
 
 from tests.core.asks import NOISY, PROMPTS, ask
 from tokenscale.core.decode import LocalBackend
-from tokenscale.core.errors import ArgumentError, CapabilityError, PromptError
+from tokenscale.core.errors import ArgumentError, CapabilityError, ModelError, PromptError
 from tokenscale.core.prompt import Prompt
+from tokenscale.core.step_records import StepRecords
 from tokenscale.models.toy import ToyModel
 from tokenscale.testing import check_backend
 from tokenscale.token_level.aggregators import MeanProbability
@@ -101,3 +103,27 @@ def test_bad_settings_are_refused_when_opened(lm: ToyModel) -> None:
         LocalBackend(lm, Plain(), MeanProbability(), Greedy(), batch_size=0)
     with pytest.raises(CapabilityError, match="dense"):
         LocalBackend(ToyModel(moe_layers=0), RoE(4), MeanProbability(), Greedy(), batch_size=1)
+
+
+@pytest.mark.parametrize("call", range(1, 30, 3))
+def test_a_step_that_fails_half_way_says_why_and_leaves_nothing(
+    lm: ToyModel, beams: Any, monkeypatch: pytest.MonkeyPatch, call: int
+) -> None:
+    """Some searches have new beams by then, and others have not: their caches fit neither."""
+    backend = LocalBackend(lm, Plain(), MeanProbability(), beams(3), batch_size=4)
+    calls, token = itertools.count(1), StepRecords.token
+
+    def failing(self: StepRecords, *arguments: Any) -> Any:
+        if next(calls) == call:
+            raise ModelError("the model's logits are not numbers (NaN)", "check the weights")
+        return token(self, *arguments)
+
+    monkeypatch.setattr(StepRecords, "token", failing)
+    tickets = [backend.submit(ask(p, 6)) for p in PROMPTS[:4]]
+    with pytest.raises(ModelError, match="NaN"):
+        backend.advance()
+    for ticket in tickets:
+        backend.cancel(ticket)
+    assert backend.advance() == []
+    backend.submit(ask())
+    assert len(backend.advance()) == 1

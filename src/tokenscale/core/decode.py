@@ -173,9 +173,14 @@ class LocalBackend(Backend):
             return ready
         if not (self._groups or self._queue):
             return []
-        self._admit()
-        with torch.no_grad():
-            return self._step()
+        try:
+            with torch.no_grad():
+                self._admit()
+                return self._step()
+        except BaseException:
+            # Half a step leaves beams and caches apart: nothing of it can go on, and all of it can be cancelled.
+            self._groups, self._proposals = [], None
+            raise
 
     def _admit(self) -> None:
         free = self._batch_size - len(self._groups)
@@ -184,11 +189,10 @@ class LocalBackend(Backend):
             return
         groups = [self._queue.popleft() for _ in range(min(free, len(self._queue)))]
         records = [g.beams[0] for g in groups]
-        with torch.no_grad():
-            started = self._proposer.start(self._lm, [r.prompt for r in records], [r.stream for r in records])
-            for group, cached in zip(groups, started.cached, strict=True):
-                group.cached = cached
-            self._proposals = started if self._proposals is None else self._proposals.join(started)
+        started = self._proposer.start(self._lm, [r.prompt for r in records], [r.stream for r in records])
+        for group, cached in zip(groups, started.cached, strict=True):
+            group.cached = cached
+        self._proposals = started if self._proposals is None else self._proposals.join(started)
         self._groups += groups
 
     def _step(self) -> list[Completion]:
