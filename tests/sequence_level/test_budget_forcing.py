@@ -13,6 +13,7 @@ from tokenscale.core.errors import ArgumentError
 from tokenscale.core.prompt import Prompt
 from tokenscale.models.toy import ToyModel
 from tokenscale.pipeline import Pipeline
+from tokenscale.sequence_level.beam_search import BeamSearch
 from tokenscale.sequence_level.budget_forcing import BudgetForcing
 from tokenscale.sequence_level.self_consistency import SelfConsistency
 from tokenscale.token_level.decoders import Sample
@@ -160,3 +161,16 @@ def test_a_text_that_nothing_may_follow_gets_no_closing() -> None:
     with pytest.raises(StopIteration) as end:
         solving.send([[found]])
     assert end.value.value == [found]
+
+
+def test_the_texts_of_one_search_are_all_forced() -> None:
+    """A beam search gives its texts in one ask: asked one by one they would all be the best one."""
+    search = BeamSearch(width=4, num_return=3)
+    [plain] = Pipeline(search, SelfConsistency(3)).run(LM, PROMPTS[:1], max_new_tokens=18)
+    loose, tight = (BudgetForcing(max=most, end="Q", closing="</t>") for most in (18, 3))
+    [same] = Pipeline(search, loose, SelfConsistency(3)).run(LM, PROMPTS[:1], max_new_tokens=18)
+    assert [c.token_ids for c in same.candidates] == [c.token_ids for c in plain.candidates]
+    [begun] = Pipeline(search, SelfConsistency(3)).run(LM, PROMPTS[:1], max_new_tokens=3)
+    [forced] = Pipeline(search, tight, SelfConsistency(3)).run(LM, PROMPTS[:1], max_new_tokens=18)
+    assert [c.token_ids[:3] for c in forced.candidates] == [c.token_ids for c in begun.candidates]
+    assert len({c.token_ids for c in forced.candidates}) == 3

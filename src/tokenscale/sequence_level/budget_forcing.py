@@ -74,7 +74,13 @@ class BudgetForcing(SequenceStrategy):
         if ask.prefix_ids or ask.suffix:
             [candidates] = yield [ask]
             return candidates
-        states: list[_Turn | Candidate] = [self._first(replace(ask, k=1, first=ask.first + j)) for j in range(ask.k)]
+        # One ask for all copies, since a beam search gives several texts at once.
+        first = self._first(ask)
+        [begun] = yield [first.ask]
+        turns = [replace(first, ask=replace(first.ask, k=1, first=ask.first + j)) for j in range(len(begun))]
+        states: list[_Turn | Candidate] = [
+            self._after(ask, turn, found) for turn, found in zip(turns, begun, strict=True)
+        ]
         while going := [j for j, state in enumerate(states) if isinstance(state, _Turn)]:
             turns = [state for state in states if isinstance(state, _Turn)]
             answers = yield [turn.ask for turn in turns]
