@@ -146,6 +146,16 @@ def test_chains_that_somebody_goes_on_with_are_left_alone() -> None:
     assert [c.answer for c in end.value.value] == [None, None, None, "6"]
 
 
+def test_a_chain_that_was_ended_early_is_not_asked_for_its_answer() -> None:
+    """Its reason must stay, too: whoever ended it may not take it for a whole one."""
+    stopped = Candidate("so 4", (1, 2), (-1.0, -2.0), "stop_rule", ROOT)
+    solving = ChainOfThought(extract=EXTRACT).solve(Ask(Prompt(text="Q"), ROOT, max_new_tokens=8))
+    next(solving)
+    with pytest.raises(StopIteration) as end:
+        solving.send([[stopped]])
+    assert end.value.value == [stopped]
+
+
 def test_an_extraction_over_a_model_has_exact_log_probabilities_and_is_billed() -> None:
     decided = []
     lm = ToyModel(("7", " ", "a"), spelling="SAEQTchefinorstuvw,lp.y'LbxU", moe_layers=2, context_length=200)

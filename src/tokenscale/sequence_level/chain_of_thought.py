@@ -29,7 +29,7 @@ class ChainOfThought(SequenceStrategy):
     ended that, an end token or a stop string, is taken away), and the model goes on by 32 tokens at most. The
     candidate's text holds it all, its `answer` is what stands behind `extract`, read as `answers` says (see
     `sequence_level.answers`), and a constraint holds for the chain alone. A chain that only pauses for a stage
-    around it, or is cut off in one that pauses, is left as it is.
+    around it, is cut off in one that pauses, or was ended early by a stop rule, is left as it is.
 
     Costs the tokens of both, and the longer answers; an extraction goes on from the tokens of its chain. Raises
     ArgumentError where both are empty, UnknownNameError, and PromptError for examples with a prompt of token ids.
@@ -102,7 +102,7 @@ class ChainOfThought(SequenceStrategy):
 def _finished(chain: Candidate, ask: Ask) -> bool:
     """Whether nobody goes on with this chain."""
     cut_off = chain.finish_reason in ("length", "constraint_unmet")
-    return chain.finish_reason != "pause" and not (cut_off and ask.pauses)
+    return chain.finish_reason not in ("pause", "stop_rule") and not (cut_off and ask.pauses)
 
 
 def _separator(prompt: Prompt) -> str:
