@@ -77,8 +77,10 @@ def check_chance(stages: Sequence[Stage], proposer: TokenProposer, decoder: Deco
     if rounds is not None and decoder.num_return > 1:
         message = f"{dsl.to_text(rounds)} asks in rounds, and one {dsl.to_text(decoder)} gives all its texts at once"
         raise PipelineError(message, "write SelfConsistency(k=...) or BestOfN(n=...) around it, or num_return=1")
-    chooser = next((s for s in stages if s.kind in (Kind.SEARCH, Kind.CHOOSING)), None)
-    if chooser is None or decoder.random or proposer.random or decoder.num_return > 1:
+    choosers = [s for s in stages if s.kind in (Kind.SEARCH, Kind.CHOOSING)]
+    # A search that gives several texts gives them to the innermost choice, and the same in every copy of it.
+    chooser = next(iter(choosers[decoder.num_return > 1 :]), None)
+    if chooser is None or decoder.random or proposer.random:
         return
     chance, rows = dsl.to_text(decoder), dsl.to_text(proposer)
     raise PipelineError(

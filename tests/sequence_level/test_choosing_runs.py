@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from tokenscale.core.backend import Completion
 from tokenscale.core.data import Ask, Candidate, Result
 from tokenscale.core.decode import LocalBackend
-from tokenscale.core.errors import PipelineError, PromptError
+from tokenscale.core.errors import ArgumentError, PipelineError, PromptError, UnknownNameError
 from tokenscale.core.prompt import Prompt
 from tokenscale.core.run import run_problems
 from tokenscale.core.strategy import SequenceStrategy
@@ -25,11 +26,14 @@ from tokenscale.sequence_level.deepconf import DeepConf
 from tokenscale.sequence_level.early_stopping_self_consistency import EarlyStoppingSelfConsistency
 from tokenscale.sequence_level.scorers.function import FunctionScorer
 from tokenscale.sequence_level.scorers.judge import LLMJudge
+from tokenscale.sequence_level.scorers.reward import ProcessRewardScorer
 from tokenscale.sequence_level.scorers.self_certainty import SelfCertainty
 from tokenscale.sequence_level.self_consistency import SelfConsistency
+from tokenscale.sequence_level.step_beam import StepBeam
 from tokenscale.sequence_level.universal_self_consistency import UniversalSelfConsistency
 from tokenscale.testing import check_sequence_strategy
 from tokenscale.token_level.decoders import Greedy
+from tokenscale.token_level.roe import RoE
 
 TOY = ToyModel(moe_layers=1, context_length=4096)
 QUESTIONS = ["7 = 7 and", "8", "", "Q: 12."]
@@ -200,6 +204,26 @@ def test_a_question_beyond_the_context_is_refused() -> None:
 def test_a_choice_without_chance_is_refused(strategy: SequenceStrategy) -> None:
     with pytest.raises(PipelineError, match="would choose among equal candidates"):
         Pipeline(Greedy(), strategy)
+
+
+def test_a_second_choice_over_one_search_is_refused() -> None:
+    """Every copy of the inner choice gets the same texts."""
+    search = BeamSearch(width=4, num_return=2)
+    for inner in (BestOfN(2), StepBeam(1, 2, step=" ")):
+        with pytest.raises(PipelineError, match=r"SelfConsistency\(k=2\) would choose among equal candidates"):
+            Pipeline(search, inner, SelfConsistency(2))
+    assert len(Pipeline(RoE(3), search, BestOfN(2), SelfConsistency(2))) == 4
+
+
+@pytest.mark.parametrize("kind", [["number"], {"number": 1}, 5])
+def test_names_are_texts(kind: Any) -> None:
+    for name, strategy in (("answers", SelfConsistency), ("answers", BestOfN), ("score", DeepConf)):
+        with pytest.raises(UnknownNameError, match="unknown"):
+            strategy(2, **{name: kind})
+    with pytest.raises(UnknownNameError, match="unknown reduction"):
+        ProcessRewardScorer(reduce=kind)
+    with pytest.raises(ArgumentError, match="online must be True or False"):
+        DeepConf(2, online=kind)
 
 
 def test_rounds_over_a_search_that_gives_all_at_once_are_refused() -> None:

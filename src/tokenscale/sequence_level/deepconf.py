@@ -66,9 +66,12 @@ class DeepConf(SequenceStrategy):
             message = f"DeepConf(keep={self.keep!r}): keep must be above 0 and at most 1"
             raise ArgumentError(message, "write keep=0.1 for the most confident tenth")
         object.__setattr__(self, "keep", float(self.keep))
-        if self.score not in SCORES:
+        if not isinstance(self.score, str) or self.score not in SCORES:
             raise unknown("score", str(self.score), SCORES, "DeepConf")
         check_kind("DeepConf", self.answers)
+        if not isinstance(self.online, bool):
+            message = f"DeepConf(online={self.online!r:.80}): online must be True or False"
+            raise ArgumentError(message, "write online=True to end candidates early")
         if self.online:
             self._check_online()
 

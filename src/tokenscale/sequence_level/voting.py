@@ -16,7 +16,7 @@ from tokenscale.sequence_level.answers import KINDS, extract, groups
 
 def check_kind(owner: str, kind: str) -> None:
     """Refuses a kind of answer that the extractor does not know. Raises UnknownNameError."""
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise unknown("kind of answer", str(kind), KINDS, owner)
 
 

@@ -63,7 +63,7 @@ class ProcessRewardScorer(Scorer):
 
     def __post_init__(self) -> None:
         _check_model(self.model, type(self).__name__)
-        if self.reduce not in REDUCTIONS:
+        if not isinstance(self.reduce, str) or self.reduce not in REDUCTIONS:
             raise unknown("reduction of step scores", str(self.reduce), REDUCTIONS, "ProcessRewardScorer")
         if not isinstance(self.steps, str) or not self.steps:
             message = f"ProcessRewardScorer(steps={self.steps!r}): steps must be the text that ends a step"
