@@ -53,7 +53,18 @@ def test_token_ids_are_a_tuple_of_whole_numbers(ids: object) -> None:
     assert "tuple(ids)" in refused.value.hint
 
 
+@pytest.mark.parametrize(
+    "messages", [(), "Hi", [{"role": "user", "content": "Hi"}], ((("content", "Hi"),),), ("Hi",), ((1, 2),), 5]
+)
+def test_messages_are_frozen_messages(messages: object) -> None:
+    with pytest.raises(PromptError, match="messages must be a tuple of messages") as refused:
+        Prompt(messages=messages)  # type: ignore[arg-type]
+    assert "Prompt.of([" in refused.value.hint
+
+
 def test_text_is_text() -> None:
+    with pytest.raises(PromptError, match="the suffix of a prompt must be a string, got 3"):
+        Prompt(token_ids=(1,), suffix=3)  # type: ignore[arg-type]
     with pytest.raises(PromptError, match="must be a string, got 3"):
         Prompt(text=3)  # type: ignore[arg-type]
     half = b"caf\xe9".decode(errors="surrogateescape")

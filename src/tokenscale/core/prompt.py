@@ -45,6 +45,12 @@ class Prompt:
         if not (isinstance(ids, tuple) and all(isinstance(i, int) and i >= 0 for i in ids)):
             message = f"token_ids must be a tuple of whole numbers from 0, got {ids!r:.80}"
             raise PromptError(message, "write Prompt(token_ids=(5, 6)), or tuple(ids)")
+        if not isinstance(self.suffix, str):
+            message = f"the suffix of a prompt must be a string, got {self.suffix!r:.80}"
+            raise PromptError(message, 'write suffix="..."')
+        if self.messages is not None and not _are_messages(self.messages):
+            message = f"messages must be a tuple of messages, tuples of (name, text) pairs, got {self.messages!r:.80}"
+            raise PromptError(message, 'write Prompt.of([{"role": "user", "content": "..."}])')
         if self.template_options and self.messages is None:
             names = ", ".join(name for name, _ in self.template_options)
             message = f"options of a chat template ({names}), and the prompt is no chat"
@@ -115,3 +121,12 @@ class Prompt:
 def _is_message(value: object) -> TypeGuard[Mapping[str, str]]:
     """Whether a value is one message of a chat: a mapping whose role and content are texts."""
     return isinstance(value, Mapping) and all(isinstance(value.get(key), str) for key in ("role", "content"))
+
+
+def _are_messages(value: object) -> bool:
+    """Whether a value is one message or more in the frozen form of `Prompt.messages`."""
+    pairs = isinstance(value, tuple) and all(
+        isinstance(message, tuple) and all(isinstance(pair, tuple) and len(pair) == 2 for pair in message)
+        for message in value
+    )
+    return pairs and bool(value) and all(_is_message(dict(message)) for message in value)  # type: ignore[attr-defined]
