@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tokenscale.core.cost import Cached, Lane, Prefill, Usage
 from tokenscale.core.data import Ask, Candidate
-from tokenscale.core.errors import ArgumentError, UnknownNameError
+from tokenscale.core.errors import ArgumentError, ModelError, UnknownNameError
 from tokenscale.core.noise import Stream
 from tokenscale.core.prompt import Prompt
 from tokenscale.core.reward import Grade, Graded, RewardModel
@@ -23,6 +23,7 @@ from tokenscale.core.step import no_experts, pack_experts
 from tokenscale.core.strategy import Asks, SequenceStrategy
 from tokenscale.models.toy import ToyModel
 from tokenscale.pipeline import Pipeline
+from tokenscale.sequence_level.best_of_n import BestOfN
 from tokenscale.sequence_level.scorers.reward import ProcessRewardScorer, RewardModelScorer, split_steps
 
 ROOT = Stream((0, "p"))
@@ -178,3 +179,17 @@ class First(Scorer):
     def grade(self, ask: Ask, candidates: Sequence[Candidate]) -> Requests:
         yield from ()
         return [-float(i) for i in range(len(candidates))]
+
+
+@pytest.mark.parametrize("answer", [None, [], [1.0, 2.0], "short", "long"])
+def test_a_reward_model_that_answers_wrongly_is_named(answer: object) -> None:
+    class Wrong(Lengths):
+        def grade(self, texts: Sequence[tuple[Prompt, tuple[str, ...]]]) -> list[Graded]:
+            found = super().grade(texts)
+            if isinstance(answer, str):
+                return [replace(grade, scores=grade.scores * 2 if answer == "long" else ()) for grade in found]
+            return answer  # type: ignore[return-value]
+
+    lm = ToyModel()
+    with pytest.raises(ModelError, match=r"the reward model lengths (returned|gave) .*\n.*one Graded per text"):
+        Pipeline(BestOfN(2, scorer=RewardModelScorer(Wrong(lm)))).run(lm, ["a"], max_new_tokens=2)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from tokenscale.core.cost import Usage
 from tokenscale.core.data import Candidate, Served
+from tokenscale.core.errors import ModelError
 from tokenscale.core.prompt import Prompt
 
 
@@ -53,12 +54,25 @@ def graded(requests: Sequence[Grade]) -> list[Served]:
     for model in dict.fromkeys(request.model for request in requests):
         places = [(i, c) for i, r in enumerate(requests) if r.model == model for c in range(len(r.candidates))]
         texts = [(requests[i].prompt, requests[i].steps[c]) for i, c in places]
-        for (i, c), grade in zip(places, open_reward_model(model).grade(texts), strict=True):
+        for (i, c), grade in zip(places, _checked(open_reward_model(model), texts), strict=True):
             candidates = answers[i].candidates
             assert candidates is not None
             candidates.append(replace(requests[i].candidates[c], step_scores=grade.scores))
             answers[i].usages.append(grade.usage)
     return answers
+
+
+def _checked(model: RewardModel, texts: Sequence[tuple[Prompt, tuple[str, ...]]]) -> list[Graded]:
+    """A reward model's answers. Raises ModelError where they are not one per text, with one score per step."""
+    found = model.grade(texts)
+    if not (isinstance(found, list) and all(isinstance(grade, Graded) for grade in found)):
+        message = f"the reward model {model.name} returned {found!r:.80}"
+    elif [len(grade.scores) for grade in found] != [len(steps) for _, steps in texts]:
+        given, wanted = [len(grade.scores) for grade in found], [len(steps) for _, steps in texts]
+        message = f"the reward model {model.name} gave {given!r:.80} scores for {wanted!r:.80} steps"
+    else:
+        return found
+    raise ModelError(message, "return a list with one Graded per text, with one score per step of it")
 
 
 _open: Callable[[str], RewardModel] | None = None
