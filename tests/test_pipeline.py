@@ -245,6 +245,7 @@ QUESTION = "Q: 1 + 1\nA:"
         ([QUESTION], {"stop_strings": ["\n", ""]}, "none of them empty"),
         ([QUESTION], {"stop_strings": [3]}, "stop_strings must be a list of strings"),
         ([QUESTION], {"stop_strings": 3}, "stop_strings must be a list of strings"),
+        ([QUESTION], {"chat_template_kwargs": 5}, r"chat_template_kwargs must be a dict\n.*enable_thinking"),
     ],
 )
 def test_run_refuses_bad_arguments(prompts: Any, options: dict[str, Any], message: str) -> None:

@@ -18,6 +18,9 @@ def prompts_of(prompts: object, template_options: Mapping[str, Any] | None) -> l
         raise ArgumentError("run got an empty list of prompts", 'give at least one: run(lm, ["Q: ..."])')
     if isinstance(asked[0], Mapping):
         raise ArgumentError("run takes a list of prompts, got the messages of one chat", "write run(lm, [messages])")
+    if not (template_options is None or isinstance(template_options, Mapping)):
+        message = f"run(chat_template_kwargs={template_options!r:.80}): chat_template_kwargs must be a dict"
+        raise ArgumentError(message, 'write chat_template_kwargs={"enable_thinking": False}')
     given = [Prompt.of(prompt) for prompt in asked]
     return [prompt.with_template_options(template_options) for prompt in given] if template_options else given
 
