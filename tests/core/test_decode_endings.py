@@ -89,7 +89,7 @@ def test_processors_that_allow_nothing_are_refused(run: Any) -> None:
         run([ask()], processor=lambda ids, scores: torch.full_like(scores, float("-inf")))
 
 
-def test_an_aggregator_that_leaves_suppressed_tokens_alone_is_refused(run: Any) -> None:
+def test_where_only_suppressed_tokens_are_possible_the_first_row_decides(run: Any) -> None:
     """A vote of one row allows its favourite only, and that one is never to be generated."""
 
     @dataclass(frozen=True)
@@ -98,9 +98,18 @@ def test_an_aggregator_that_leaves_suppressed_tokens_alone_is_refused(run: Any) 
 
         default_aggregator = TokenVote(0.0)
 
-    favourite = int(ToyModel().exact_log_probs(PROMPTS[0]).argmax())
+    exact = ToyModel().exact_log_probs(PROMPTS[0])
+    second, favourite = exact.argsort()[-2:].tolist()
+    [done] = run([ask(PROMPTS[0], 1)], proposer=Voted(), model=ToyModel(suppressed_ids=[favourite]))
+    [found] = done.candidates
+    assert (found.token_ids, found.fallbacks) == ((second,), 1)
+    assert found.log_probs[0] == pytest.approx(exact[second], abs=1e-5)
+
+
+def test_a_model_all_of_whose_tokens_are_suppressed_is_refused(run: Any) -> None:
+    model = ToyModel()
     with pytest.raises(PipelineError, match="suppressed tokens, constraints and logits processors left no token"):
-        run([ask(PROMPTS[0])], proposer=Voted(), model=ToyModel(suppressed_ids=[favourite]))
+        run([ask(PROMPTS[0])], model=ToyModel(suppressed_ids=range(model.vocab_size)))
 
 
 def test_logits_that_are_not_numbers_are_refused(run: Any) -> None:

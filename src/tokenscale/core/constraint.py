@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar
 
 from jaxtyping import Bool
@@ -54,3 +55,10 @@ class Constraint(Stage):
         Raises ArgumentError for a constraint that this model's vocabulary cannot spell, and CapabilityError
         where a library is missing.
         """
+
+    def begun(self, lm: LanguageModel, answer: Sequence[int]) -> Guide:
+        """A guide for an answer that begins with these tokens."""
+        guide = self.start(lm)
+        for token in answer:
+            guide.advance(token)
+        return guide

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tokenscale.core.backend import Backend, Completion, OnToken
-from tokenscale.core.constraint import Constraint, Guide
+from tokenscale.core.constraint import Constraint
 from tokenscale.core.context import room
 from tokenscale.core.cost import Usage
 from tokenscale.core.data import Ask, Candidate
@@ -85,7 +85,7 @@ class LocalBackend(Backend):
         answer, suffix = self._begun(ask, asked)
         ticket, self._tickets = self._tickets, self._tickets + 1
         left = room(self._lm, len(asked)) - len(answer)
-        guide = _guide(constraint, self._lm, answer)
+        guide = constraint.begun(self._lm, answer) if constraint is not None else None
         if left < 1 or (guide is not None and guide.over):
             reason = "length" if left < 1 else "constraint"
             if guide is not None and not guide.met:
@@ -279,16 +279,6 @@ class LocalBackend(Backend):
             self._proposals = None
         elif self._proposals is not None and places != list(range(beams)):
             self._proposals = self._proposals.select(places)
-
-
-def _guide(constraint: Constraint | None, lm: LanguageModel, answer: tuple[int, ...]) -> Guide | None:
-    """A guide for an answer that begins with these tokens."""
-    if constraint is None:
-        return None
-    guide = constraint.start(lm)
-    for token in answer:
-        guide.advance(token)
-    return guide
 
 
 def check_free(proposer: TokenProposer, what: str) -> None:

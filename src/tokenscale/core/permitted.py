@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tokenscale.core.errors import PipelineError
@@ -30,15 +30,19 @@ class Permitted:
     ) -> tuple[LogProbs, LogProbs]:
         """(log-probabilities, the same with -inf where a token may not be chosen); not renormalised.
 
-        Where a constraint allows no token that the aggregate finds possible, the first row's distribution
-        stands for the aggregate in both, and `fell_back` says so. Raises PipelineError where nothing is left.
+        Where suppressed tokens and a constraint leave no token that the aggregate finds possible, the first row's
+        distribution stands for the aggregate in both, and `fell_back` says so. Raises PipelineError where nothing
+        is left of that either, or by processors.
         """
+        masks = [beam.guide.allowed() if beam.guide is not None else None for beam in beams]
         allowed = log_probs
-        if len(self._suppressed):
-            allowed = allowed.index_fill(-1, self._suppressed, IMPOSSIBLE)
-        guided = [i for i, beam in enumerate(beams) if beam.guide is not None]
-        if guided:
-            log_probs, allowed = self._guided(guided, beams, rows, log_probs, allowed.clone(), fell_back)
+        if len(self._suppressed) or any(mask is not None for mask in masks):
+            allowed = torch.stack([self._kept(row, mask) for row, mask in zip(log_probs, masks, strict=True)])
+            for i in allowed.isneginf().all(-1).nonzero()[:, 0].tolist():
+                first = torch.log_softmax(rows.logits[i, 0].cpu(), -1)
+                log_probs = log_probs.index_copy(0, torch.tensor([i]), first[None])
+                allowed[i] = self._kept(first, masks[i])
+                fell_back[i] = True
         if self._processor is not None:
             allowed = self._processed(self._processor, beams, allowed)
         if allowed is not log_probs and allowed.isneginf().all(-1).any():
@@ -46,28 +50,10 @@ class Permitted:
             raise PipelineError(message, "drop one of them, or use an aggregator that allows more tokens")
         return log_probs, allowed
 
-    def _guided(
-        self,
-        places: Sequence[int],
-        beams: Sequence[Record],
-        rows: Rows,
-        log_probs: LogProbs,
-        allowed: LogProbs,
-        fell_back: list[bool],
-    ) -> tuple[LogProbs, LogProbs]:
-        for i in places:
-            guide = beams[i].guide
-            mask = guide.allowed() if guide is not None else None
-            if mask is None:
-                continue
-            kept = allowed[i].masked_fill(~mask, IMPOSSIBLE)
-            if kept.isneginf().all():
-                first = torch.log_softmax(rows.logits[i, 0].cpu(), -1)
-                log_probs = log_probs.index_copy(0, torch.tensor([i]), first[None])
-                kept = first.index_fill(-1, self._suppressed, IMPOSSIBLE).masked_fill(~mask, IMPOSSIBLE)
-                fell_back[i] = True
-            allowed[i] = kept
-        return log_probs, allowed
+    def _kept(self, log_probs: Float[Tensor, " vocab"], mask: Bool[Tensor, " vocab"] | None) -> Float[Tensor, " vocab"]:
+        """What may be chosen of one beam's."""
+        kept = log_probs.index_fill(-1, self._suppressed, IMPOSSIBLE)
+        return kept if mask is None else kept.masked_fill(~mask, IMPOSSIBLE)
 
     def _processed(self, processor: LogitsProcessor, beams: Sequence[Record], allowed: LogProbs) -> LogProbs:
         ids = [torch.tensor([b.prompt + b.token_ids]) for b in beams]
