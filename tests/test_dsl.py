@@ -221,3 +221,8 @@ def test_a_thousand_mutations_are_read_or_refused() -> None:
 def test_any_text_is_read_or_refused(text: str) -> None:
     error = refusal(text)
     assert error is None or error.hint
+
+
+def test_a_mapping_is_told_to_stand_in_quotes() -> None:
+    with pytest.raises(PipelineError, match=r"(?s)unexpected '\{'.*fix: put a mapping in quotes: json_schema='\{"):
+        dsl.parse('Constrained(json_schema={"type": "integer"})')

@@ -199,3 +199,16 @@ def test_without_a_vote_the_answer_is_the_texts_number() -> None:
     results = Pipeline(ChainOfThought("7 = 7")).run(TOY, QUESTIONS, max_new_tokens=12)
     assert [r.answer for r in results] == [extract(r.text) for r in results]
     assert any(r.answer is not None for r in results)
+
+
+def test_an_answer_that_does_not_meet_its_constraint_says_so() -> None:
+    lm = ToyModel()
+    [met] = Pipeline.parse('Constrained(regex="[0-9]{1,3}")').run(lm, ["Q:"], max_new_tokens=3)
+    [unmet] = Pipeline.parse('Constrained(regex="[0-9]{9}")').run(lm, ["Q:"], max_new_tokens=3)
+    assert met.notes == ()
+    assert unmet.notes == (
+        "the answer does not meet Constrained(regex='[0-9]{9}'): raise max_new_tokens, or look whether the model "
+        "writes what the constraint (or its `after`) waits for.",
+    )
+    [voted] = Pipeline.parse('Constrained(regex="[0-9]{9}") | SelfConsistency(k=3)').run(lm, ["Q:"], max_new_tokens=3)
+    assert "3 of 3 answers do not meet" in voted.notes[-1]

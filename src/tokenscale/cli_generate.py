@@ -63,18 +63,25 @@ def _shown(
     pipe: Pipeline, lm: LanguageModel, prompt: Prompt, seed: int, most: int, stops: list[str], as_json: bool
 ) -> Result:
     """The result, its text written while it is decided."""
-    from tokenscale.core.streaming import Piece, Progress
+    from tokenscale.core.data import Result
+    from tokenscale.core.streaming import Progress
 
-    with Console(stderr=True).status("decoding") as status:
-        for event in pipe.stream(lm, prompt, seed=seed, max_new_tokens=most, stop_strings=stops):
-            if isinstance(event, Progress):
-                status.update(f"{event.ended} candidates have ended, {event.tokens} tokens")
-            elif isinstance(event, Piece):
-                status.stop()
-                if not as_json:
+    written = False
+    try:
+        with Console(stderr=True).status("decoding") as status:
+            for event in pipe.stream(lm, prompt, seed=seed, max_new_tokens=most, stop_strings=stops):
+                if isinstance(event, Progress):
+                    status.update(f"{event.ended} candidates have ended, {event.tokens} tokens")
+                elif isinstance(event, Result):
+                    result = event
+                elif not as_json:
+                    status.stop()
                     typer.echo(event.text, nl=False)
-            else:
-                result = event
+                    written = True
+    except KeyboardInterrupt:
+        if written:
+            typer.echo()  # what is said of the interruption begins a line
+        raise
     if not as_json:
         typer.echo()
     return result
@@ -113,11 +120,12 @@ def vote_table(result: Result) -> RichTable:
 
 
 def bill(result: Result) -> str:
-    """The cost in one line, every axis with its name."""
+    """How a single answer ended, and the cost in one line, every axis with its name."""
     from tokenscale.experiments.tables import amount
 
     cost = result.cost.to_dict()
-    return "cost: " + ", ".join(f"{name} {amount(cost[name])}" for name in AXES)
+    ended = f"ended by {result.winner.finish_reason}; " if len(result.candidates) == 1 else ""
+    return f"{ended}cost: " + ", ".join(f"{name} {amount(cost[name])}" for name in AXES)
 
 
 def _stdin() -> str:

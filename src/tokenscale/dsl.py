@@ -83,9 +83,9 @@ class _Parser:
             if kind == "end":
                 return
         rest = self._text[end:].lstrip()
-        hint = (
-            "close the string with the same quote" if rest[0] in "\"'" else "write stages such as RoE(n=4), joined by |"
-        )
+        hints = dict.fromkeys("\"'", "close the string with the same quote")
+        hints["{"] = "put a mapping in quotes: json_schema='{...}'"
+        hint = hints.get(rest[0], "write stages such as RoE(n=4), joined by |")
         raise self._error(f"unexpected {rest[0]!r}", hint, len(self._text) - len(rest))
 
     @property

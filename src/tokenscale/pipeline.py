@@ -234,6 +234,7 @@ class Pipeline(Composable):
             notes += (f"the cost of {lm.name} is an estimate: {lm.bill_note}. `tokenscale inspect` shows both counts.",)
         if not self.decoder.random and len(result.candidates) > 1:
             notes += _alike(result, self)
+        notes += _unmet(result, self.constraint)
         found = result.answer is not None or any(stage.kind is Kind.CHOOSING for stage in self.strategies)
         answer = result.answer if found else extract(result.text)
         return replace(result, answer=answer, notes=(*result.notes, *notes))
@@ -264,6 +265,15 @@ def _flattened(stages: Iterable[object]) -> list[Stage]:
             raise PipelineError(f"{stage!r:.80} is text, not a stage", f"write Pipeline.parse({stage!r:.80})")
         flat.extend(stage.stages if isinstance(stage, Pipeline) else [require_stage(stage)])
     return flat
+
+
+def _unmet(result: Result, constraint: Constraint | None) -> tuple[str, ...]:
+    unmet = sum(c.finish_reason == "constraint_unmet" for c in result.candidates)
+    if constraint is None or not unmet:
+        return ()
+    whose = "the answer does" if len(result.candidates) == 1 else f"{unmet} of {len(result.candidates)} answers do"
+    fix = "raise max_new_tokens, or look whether the model writes what the constraint (or its `after`) waits for"
+    return (f"{whose} not meet {dsl.to_text(constraint)}: {fix}.",)
 
 
 def _alike(result: Result, pipeline: Pipeline) -> tuple[str, ...]:

@@ -47,3 +47,8 @@ def test_finite_takes_numbers_and_nothing_else() -> None:
     for wrong in (math.nan, math.inf, -math.inf, "0.3", True, None, 1j):
         with pytest.raises(errors.ArgumentError, match=r"tau must be a finite number\n  fix: write tau=0.3"):
             errors.finite("RoE", "tau", wrong, 0.3)
+
+
+def test_a_number_in_quotes_is_told_to_lose_them() -> None:
+    with pytest.raises(errors.ArgumentError, match=r"k must be an integer\n  fix: write k=5$"):
+        errors.at_least("Vote", "k", "5", 1)  # type: ignore[arg-type]

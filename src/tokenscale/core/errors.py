@@ -77,7 +77,8 @@ def unknown(kind: str, name: str, known: Iterable[str], where: str = "") -> Unkn
 def at_least(owner: str, name: str, value: int, least: int) -> None:
     """Refuses an integer parameter below `least`, and anything that is not an integer."""
     if isinstance(value, bool) or not isinstance(value, int):
-        raise ArgumentError(f"{owner}({name}={value!r}): {name} must be an integer", f"write {name}={least}, or more")
+        meant = f"{name}={value}" if isinstance(value, str) and value.isdecimal() else f"{name}={least}, or more"
+        raise ArgumentError(f"{owner}({name}={value!r}): {name} must be an integer", f"write {meant}")
     if value < least:
         message = f"{owner}({name}={value}): {name} must be at least {least}"
         raise ArgumentError(message, f"write {name}={least}, or more")
