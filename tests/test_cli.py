@@ -231,7 +231,7 @@ def test_notes_go_to_the_error_output(tokenscale):
 
 def test_list_names_what_there_is(tokenscale):
     shown = tokenscale("list").stdout
-    for word in ("RoE", "SelfConsistency", "demo-noisy", "arithmetic", "quickstart"):
+    for word in ("RoE", "SelfConsistency", "demo-noisy", "demo-verifier", "arithmetic", "quickstart"):
         assert word in shown
     listed = json.loads(tokenscale("list", "--json").stdout)
     assert {"name", "kind", "summary"} == set(listed["strategies"][0])

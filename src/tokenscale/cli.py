@@ -148,14 +148,15 @@ app.command("tune")(guarded("ended trials are kept; run the same command again t
 @guarded("nothing was changed")
 def list_parts(as_json: Json = False) -> None:
     """List strategies, models, tasks and recipes."""
-    from tokenscale.models.source import PACKAGED
+    from tokenscale.models.source import PACKAGED, REWARD_MODELS
     from tokenscale.plugins import listing
     from tokenscale.recipe_sections import TASKS
 
     strategies = [{"name": e.name, "kind": e.kind.name.lower(), "summary": e.summary} for e in listing()]
     recipes = {path.stem: str(path) for path in sorted(RECIPES.glob("*.yaml"))}
     if as_json:
-        print_json({"strategies": strategies, "models": list(PACKAGED), "tasks": list(TASKS), "recipes": recipes})
+        models = {"models": list(PACKAGED), "reward_models": list(REWARD_MODELS)}
+        print_json({"strategies": strategies, **models, "tasks": list(TASKS), "recipes": recipes})
         return
     console = Console(highlight=False)
     grid = RichTable("strategy", "kind", "", box=box.SIMPLE_HEAD, pad_edge=False)
@@ -163,6 +164,7 @@ def list_parts(as_json: Json = False) -> None:
         grid.add_row(entry["name"], entry["kind"], escape(entry["summary"]))
     console.print(grid)
     console.print(f"models: {', '.join(PACKAGED)}, and any folder or hub id")
+    console.print(f"reward models: {', '.join(REWARD_MODELS)}, and any folder or hub id of a sequence classifier")
     console.print(f"tasks: {', '.join(TASKS)}")
     for name, path in recipes.items():
         console.print(f"recipe {name}: {escape(path)}", soft_wrap=True)
