@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
+from typing import Any, TypeVar
 
 from tokenscale.core.data import Ask, Candidate
 from tokenscale.core.noise import Stream
 from tokenscale.core.prompt import Prompt
+from tokenscale.core.reward import Grade
 from tokenscale.core.scorer import Scorer
-from tokenscale.core.strategy import Asks, SequenceStrategy
+from tokenscale.core.strategy import SequenceStrategy
 
 ROOT = Stream((0, "p"))
 ASK = Ask(Prompt(text="Q: 1 + 1\nA:"), ROOT, max_new_tokens=8, stop_strings=("Q:",))
 
+T = TypeVar("T")
 Responder = Callable[[Ask], Sequence[Candidate]]
 
 
-def candidate(text: str, place: int = 0, log_prob: float = -1.0, **more: object) -> Candidate:
-    return replace(Candidate(text, (place,), (log_prob,), "eos", ROOT.child(place)), **more)  # type: ignore[arg-type]
+def candidate(text: str, place: int = 0, log_prob: float = -1.0, **more: Any) -> Candidate:
+    return replace(Candidate(text, (place,), (log_prob,), "eos", ROOT.child(place)), **more)
 
 
 def drive(strategy: SequenceStrategy, respond: Responder, ask: Ask = ASK) -> tuple[list[list[Ask]], Candidate]:
@@ -31,19 +34,23 @@ def scores_of(
     scorer: Scorer, candidates: Sequence[Candidate], respond: Responder | None = None, ask: Ask = ASK
 ) -> tuple[list[list[Ask]], list[float]]:
     """The rounds of asks of a scorer, and its scores."""
-    return _drive(scorer.grade(ask, candidates), respond or (lambda ask: []))  # type: ignore[arg-type]
+    return _drive(scorer.grade(ask, candidates), respond or (lambda ask: []))
 
 
-def _drive(generator: Asks, respond: Responder) -> tuple[list[list[Ask]], list[Candidate]]:
+def _drive(
+    generator: Generator[list[Ask | Grade], list[list[Candidate]], T], respond: Responder
+) -> tuple[list[list[Ask]], T]:
     rounds, answers = list[list[Ask]](), None
     while True:
         try:
             asks = generator.send(answers) if answers is not None else next(generator)
         except StopIteration as end:
-            return rounds, end.value
-        assert all(isinstance(ask, Ask) for ask in asks)
-        rounds.append(asks)  # type: ignore[arg-type]
-        answers = [list(respond(ask)) for ask in asks]  # type: ignore[arg-type]
+            found: T = end.value
+            return rounds, found
+        plain = [ask for ask in asks if isinstance(ask, Ask)]
+        assert len(plain) == len(asks)
+        rounds.append(plain)
+        answers = [list(respond(ask)) for ask in plain]
 
 
 def served(candidates: Sequence[Candidate], reply: str = "") -> Responder:

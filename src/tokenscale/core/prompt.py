@@ -123,10 +123,15 @@ def _is_message(value: object) -> TypeGuard[Mapping[str, str]]:
     return isinstance(value, Mapping) and all(isinstance(value.get(key), str) for key in ("role", "content"))
 
 
+def _are_pairs(value: object) -> TypeGuard[tuple[tuple[str, object], ...]]:
+    """Whether a value is a tuple of pairs, a name first in each."""
+    return isinstance(value, tuple) and all(
+        isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str) for pair in value
+    )
+
+
 def _are_messages(value: object) -> bool:
     """Whether a value is one message or more in the frozen form of `Prompt.messages`."""
-    pairs = isinstance(value, tuple) and all(
-        isinstance(message, tuple) and all(isinstance(pair, tuple) and len(pair) == 2 for pair in message)
-        for message in value
-    )
-    return pairs and bool(value) and all(_is_message(dict(message)) for message in value)  # type: ignore[attr-defined]
+    if not (isinstance(value, tuple) and value):
+        return False
+    return all(_are_pairs(message) and _is_message(dict(message)) for message in value)

@@ -50,8 +50,8 @@ class StepRecords:
         own = [work.experts for work, cache in zip(works, cached, strict=True) if cache.model == cached[0].model]
         self._layers = own[0].shape[1]
         self._distinct = (own[0] if len(own) == 1 else torch.stack(own).any(0)).sum((-1, -2)).tolist()
-        self._choices: list[int] = sum(work.choices for work in works).tolist()  # type: ignore[union-attr]
-        self._changed: list[int] = sum(work.changed for work in works).tolist()  # type: ignore[union-attr]
+        self._choices: list[int] = torch.stack([work.choices for work in works]).sum(0).tolist()
+        self._changed: list[int] = torch.stack([work.changed for work in works]).sum(0).tolist()
         self._checked = _any([work.checked for work in works], len(log_probs))
         self._differed = _any([work.differed for work in works], len(log_probs))
         self._ran = [[_counts(forward) for forward in work.forwards or (work,)] for work in works]
