@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from jaxtyping import Int
 from torch import Tensor
 
@@ -63,6 +64,10 @@ class LanguageModel(ABC):
     model came without one), `bill_note` (why its bills are estimates, as the end of a sentence; empty
     where they are exact), `sampling_defaults` (what the checkpoint recommends, among temperature,
     top_k, top_p and min_p).
+
+    How its states lie in memory, which is what a batch is scheduled by: `joins_free` (`State.join` moves no key
+    that is stored), `shares_prompts` (a prompt is stored once for all sequences of a batch that begin with it, and
+    is not run again for those that join), `pads_caches` (a sequence takes the room of the longest in its batch).
     """
 
     fingerprint: str
@@ -79,6 +84,14 @@ class LanguageModel(ABC):
     tokenizer: Any
     sampling_defaults: Mapping[str, float]
     think_tags: tuple[tuple[str, str], ...] = ()
+    joins_free: bool = False
+    shares_prompts: bool = False
+    pads_caches: bool = False
+
+    @property
+    def cache_devices(self) -> Mapping[torch.device, float]:
+        """Where keys and values are stored: each device's share of them. Empty where that is not known."""
+        return {torch.device("cpu"): 1.0}
 
     @abstractmethod
     def encode(self, prompt: Prompt) -> tuple[int, ...]:
@@ -150,6 +163,10 @@ class LanguageModel(ABC):
         self, texts: Sequence[Given], proposer: TokenProposer, aggregator: Aggregator, most_bytes: int
     ) -> list[Outcome] | None:
         """Scores texts in few forwards, each of many positions; None where they have to be stepped."""
+        return None
+
+    def release(self) -> None:
+        """Frees what is kept for later prompts; called where memory has run out."""
         return None
 
     def lacks(self, capability: str) -> str:
