@@ -11,9 +11,10 @@ from tokenscale.asked import prompts_of, run_options
 from tokenscale.core.backend import OnToken
 from tokenscale.core.constraint import Constraint
 from tokenscale.core.data import Result
-from tokenscale.core.decode import LocalBackend, check_free
+from tokenscale.core.decode import LocalBackend
 from tokenscale.core.errors import ArgumentError, CapabilityError, PipelineError, at_least
 from tokenscale.core.model import LanguageModel, set_opener
+from tokenscale.core.opening import check_free
 from tokenscale.core.permitted import LogitsProcessor
 from tokenscale.core.prompt import Prompt
 from tokenscale.core.reward import RewardModel, set_reward_opener

@@ -51,6 +51,10 @@ class RoutingError(ModelError):
     """Routing noise that did not reach every router it was meant for."""
 
 
+class OutOfMemoryError(TokenscaleError):
+    """Memory that ran out where nothing smaller could be tried: a single search does not fit."""
+
+
 class RecipeError(TokenscaleError, ValueError):
     """A recipe with a wrong key, type, value or indentation; the place is in the message."""
 
@@ -74,7 +78,7 @@ def unknown(kind: str, name: str, known: Iterable[str], where: str = "") -> Unkn
     return UnknownNameError(f"unknown {kind} {name!r}{place}", nearest(name, known))
 
 
-def at_least(owner: str, name: str, value: int, least: int) -> None:
+def at_least(owner: str, name: str, value: object, least: int) -> None:
     """Refuses an integer parameter below `least`, and anything that is not an integer."""
     if isinstance(value, bool) or not isinstance(value, int):
         meant = f"{name}={value}" if isinstance(value, str) and value.isdecimal() else f"{name}={least}, or more"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+from tokenscale.core.admission import Need
 from tokenscale.core.cost import Cached, Lane, Ran, Usage
 from tokenscale.core.data import Candidate
 from tokenscale.core.ledger import decode_cost
@@ -40,22 +41,35 @@ class Ended(NamedTuple):
 class Group:
     """One search, or one sample: the beams that its decoder holds, and what has ended, best first in each part.
 
-    `first` is the number of its first candidate among its ask's, of which it gives `wanted`. `ran` has, per
-    step, the number of its beams and what they ran over each cache.
+    `first` is the number of its first candidate among its ask's, of which it gives `wanted`. `root` is the beam
+    that it begins with, as often as it is begun: its draws are functions of stream and position, so it finds the
+    same again. `need` is what its caches may come to hold. `ran` has, per step, the number of its beams and
+    what they ran over each cache; `told` of its tokens have been told to whoever watches; `closed`: it is done.
     """
 
     ticket: int
     first: int
     wanted: int
     decoder: Decoder
-    beams: list[Record]
+    root: Record
     uniforms: UniformReader | None
+    need: Need
+    beams: list[Record] = field(default_factory=list)
     cached: tuple[Cached, ...] = ()
     ran: list[tuple[int, list[Ran]]] = field(default_factory=list)
     finished: list[list[Ended]] = field(default_factory=list)
+    told: int = 0
+    closed: bool = False
 
-    def __post_init__(self) -> None:
+    def begin(self, cached: tuple[Cached, ...]) -> None:
+        """Starts over caches that hold its prompt; what an earlier start has found is forgotten."""
+        self.beams, self.cached, self.ran = [self.root.fork()], cached, []
         self.finished = [[] for _ in range(self.decoder.parts)]
+
+    @property
+    def decoded(self) -> int:
+        """Tokens of all its beams since it was begun."""
+        return sum(count for count, _ in self.ran)
 
     @property
     def ranked(self) -> bool:
@@ -145,6 +159,7 @@ class Group:
         found[0] = replace(found[0], cost=decode_cost(usage), notes=self._notes(len(found)))
         if self.first == 0 and self.wanted == 1 and len(found) > 1:
             found = [replace(found[0], members=tuple(found))]
+        self.closed = True
         return found[: self.wanted], usage
 
     def _notes(self, found: int) -> tuple[str, ...]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jaxtyping import Int
@@ -176,6 +176,17 @@ class LanguageModel(ABC):
     def inspect_layers(self) -> list[str]:
         """A name per MoE layer, in order; empty for a dense model."""
         return []
+
+
+class Holding(NamedTuple):
+    """One cache of a sequence before it is made: its model, the prompt that it will store, its source.
+
+    Holdings that are equal store the same (see `core.cost.Cached`).
+    """
+
+    lm: LanguageModel
+    prompt: tuple[int, ...]
+    source: Hashable = ""
 
 
 _open: Callable[[str], LanguageModel] | None = None

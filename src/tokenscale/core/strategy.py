@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tokenscale.core.cost import Cached
 from tokenscale.core.data import Ask, Candidate, RoutingStats
-from tokenscale.core.model import LanguageModel
+from tokenscale.core.model import Holding, LanguageModel
 from tokenscale.core.noise import Stream
 from tokenscale.core.plan import RowPlan
 from tokenscale.core.reward import Grade
@@ -139,6 +139,13 @@ class TokenProposer(Stage):
         The last prompt token is the first argument of `propose`, so every distribution, the first
         included, comes from there. `streams[b]` is the source of sequence b's noise.
         """
+
+    def caches(self, lm: LanguageModel, prompt: tuple[int, ...], stream: Stream) -> list[Holding]:
+        """The caches that `start` will make of one sequence, in the order of `Proposals.cached`.
+
+        What a batch may come to hold is counted from them, before anything is prefilled.
+        """
+        return [Holding(lm, prompt)]
 
     def row_plan(
         self, lm: LanguageModel, stream: Stream, prompt_tokens: int, positions: range

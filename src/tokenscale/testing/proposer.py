@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tokenscale.core.cost import Cached
 from tokenscale.core.errors import CapabilityError
-from tokenscale.core.model import LanguageModel
+from tokenscale.core.model import Holding, LanguageModel
 from tokenscale.core.noise import Stream
 from tokenscale.core.step import Work
 from tokenscale.core.strategy import Proposals, Rows, TokenProposer
@@ -160,9 +160,21 @@ def _check_batch(
     started = proposer.start(lm, [prompts[b] for b in order], [streams[b] for b in order])
     stored = [len(caches[0].prompt) - 1 for caches in started.cached]
     expect(started.lengths == stored, "start prefills all but the last token")
+    _check_caches([proposer.caches(lm, prompts[b], streams[b]) for b in order], started.cached)
     together = _run(lm, started, list(zip(*((prompts[b][-1], *follow[b]) for b in order), strict=True)))
     for b, found in zip(order, together, strict=True):
         _check_same(found, alone[b], STEPS + 1, atol, "rows do not depend on batch and order")
+
+
+def _check_caches(said: list[list[Holding]], found: list[tuple[Cached, ...]]) -> None:
+    """Memory is counted by what `caches` says, so it must be what `start` makes."""
+    for holdings, caches in zip(said, found, strict=True):
+        prompts = [(holding.lm.fingerprint, holding.prompt) for holding in holdings]
+        expect(prompts == [(cache.model, cache.prompt) for cache in caches], "`caches` are those that start makes")
+    pairs = [pair for one, other in zip(said, found, strict=True) for pair in zip(one, other, strict=True)]
+    contents = {holding: cache.content for holding, cache in pairs}
+    same = all(contents[holding] == cache.content for holding, cache in pairs)
+    expect(same, "holdings are equal only where caches hold the same")
 
 
 def _check_select_and_join(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tokenscale.core.model import LanguageModel
+from tokenscale.core.model import Holding, LanguageModel, open_model
 from tokenscale.core.noise import Stream
 from tokenscale.core.strategy import Aggregator, Proposals, TokenProposer
 from tokenscale.token_level.aggregators import ContrastRows
@@ -43,3 +43,6 @@ class ContrastiveDecoding(TokenProposer):
     def start(self, lm: LanguageModel, prompts: Sequence[tuple[int, ...]], streams: Sequence[Stream]) -> Proposals:
         amateur = open_member("ContrastiveDecoding", lm, self.amateur)
         return start_members([lm, amateur], prompts, streams)
+
+    def caches(self, lm: LanguageModel, prompt: tuple[int, ...], stream: Stream) -> list[Holding]:
+        return [Holding(lm, prompt), Holding(open_model(self.amateur), prompt)]

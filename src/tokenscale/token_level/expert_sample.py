@@ -8,14 +8,14 @@ from typing import ClassVar, Literal
 
 from tokenscale.core.data import RoutingStats
 from tokenscale.core.errors import ArgumentError, finite
-from tokenscale.core.model import ROUTING_NOISE, LanguageModel
+from tokenscale.core.model import ROUTING_NOISE, Holding, LanguageModel
 from tokenscale.core.noise import Stream
 from tokenscale.core.plan import Routing
 from tokenscale.core.strategy import Aggregator, Proposals, TokenProposer
 from tokenscale.token_level.aggregators import MeanProbability
 from tokenscale.token_level.options import at_least_or_none, one_of, require
 from tokenscale.token_level.plain import Plain
-from tokenscale.token_level.private_cache import PrivateCacheProposals, start_copies, start_noisy
+from tokenscale.token_level.private_cache import PrivateCacheProposals, noisy_sources, start_copies, start_noisy
 from tokenscale.token_level.roe_noise import RoutingNoise
 
 
@@ -95,3 +95,7 @@ class ExpertSample(TokenProposer):
         noisy = self.prefill == "noisy"
         started = start_noisy(lm, prompts, streams, noise, readers) if noisy else start_copies(lm, prompts, 1)
         return PrivateCacheProposals(lm, *started, noise, readers)
+
+    def caches(self, lm: LanguageModel, prompt: tuple[int, ...], stream: Stream) -> list[Holding]:
+        noisy = self.random and self.prefill == "noisy"
+        return [Holding(lm, prompt, source) for source in noisy_sources(stream, 0 if noisy else 1, 1)]

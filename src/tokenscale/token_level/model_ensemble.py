@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tokenscale.core.errors import ArgumentError
-from tokenscale.core.model import LanguageModel
+from tokenscale.core.model import Holding, LanguageModel, open_model
 from tokenscale.core.noise import Stream
 from tokenscale.core.strategy import Aggregator, Proposals, TokenProposer
 from tokenscale.token_level.aggregators import MeanProbability
@@ -50,3 +50,6 @@ class ModelEnsemble(TokenProposer):
 
     def start(self, lm: LanguageModel, prompts: Sequence[tuple[int, ...]], streams: Sequence[Stream]) -> Proposals:
         return start_members(self._members(lm), prompts, streams)
+
+    def caches(self, lm: LanguageModel, prompt: tuple[int, ...], stream: Stream) -> list[Holding]:
+        return [Holding(member, prompt) for member in (lm, *map(open_model, self.models))]

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from tokenscale.core.errors import at_least
-from tokenscale.core.model import EXPERT_RANKS, LanguageModel
+from tokenscale.core.model import EXPERT_RANKS, Holding, LanguageModel
 from tokenscale.core.noise import Stream
 from tokenscale.core.plan import Routing, RowPlan
 from tokenscale.core.strategy import Aggregator, Proposals, TokenProposer
 from tokenscale.token_level.aggregators import MeanProbability
 from tokenscale.token_level.one_cache import OneCacheProposals, SameRows
 from tokenscale.token_level.options import require
-from tokenscale.token_level.ranks import check_rank, start_ranked
+from tokenscale.token_level.ranks import check_rank, ranked_source, start_ranked
 
 
 @dataclass(frozen=True)
@@ -45,3 +45,6 @@ class MoreExperts(TokenProposer):
         self.check(lm)
         plan = RowPlan(routing=Routing(ranks=((1, self.k),)))
         return OneCacheProposals(lm, SameRows(plan), *start_ranked(lm, prompts, (1, self.k)))
+
+    def caches(self, lm: LanguageModel, prompt: tuple[int, ...], stream: Stream) -> list[Holding]:
+        return [Holding(lm, prompt, ranked_source((1, self.k)))]

@@ -123,8 +123,8 @@ def start_noisy(
     routings: dict[tuple[tuple[int, ...], Hashable], Routing] = {}
     wanted = []
     for prompt, stream, reader in zip(prompts, streams, readers, strict=True):
-        for row, routing in enumerate(noise.prompt(reader, len(prompt) - 1)):
-            source = "" if row < noise.clean else (*stream.path, row)
+        sources = noisy_sources(stream, noise.clean, n)
+        for source, routing in zip(sources, noise.prompt(reader, len(prompt) - 1), strict=True):
             routings.setdefault((prompt, source), routing)
             wanted.append((prompt, source))
     state = lm.prefill([prompt[:-1] for prompt, _ in routings], list(routings.values()))
@@ -133,6 +133,11 @@ def start_noisy(
         state = state.select([places[one] for one in wanted])
     sources = [source for _, source in wanted]
     return state, _by_sequence(cached(lm, [prompt for prompt, _ in wanted], state.prefills, sources), n)
+
+
+def noisy_sources(stream: Stream, clean: int, n: int) -> list[Hashable]:
+    """What tells apart the caches of a sequence's rows, of which the first `clean` have no noise."""
+    return ["" if row < clean else (*stream.path, row) for row in range(n)]
 
 
 def _by_sequence(caches: Sequence[Cached], n: int) -> list[tuple[Cached, ...]]:

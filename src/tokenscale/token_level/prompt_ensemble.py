@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from tokenscale.core.errors import ArgumentError, PromptError
-from tokenscale.core.model import LanguageModel
+from tokenscale.core.model import Holding, LanguageModel
 from tokenscale.core.noise import Stream
 from tokenscale.core.prompt import Prompt
 from tokenscale.core.strategy import Aggregator, Proposals, TokenProposer
@@ -55,6 +55,9 @@ class PromptEnsemble(TokenProposer):
             message = f"a variant of the prompt has {longest} tokens, and {lm.name} holds {lm.context_length}"
             raise PromptError(message, "shorten the prompt or the templates")
         return PrivateCacheProposals(lm, *start_variants(lm, variants))
+
+    def caches(self, lm: LanguageModel, prompt: tuple[int, ...], stream: Stream) -> list[Holding]:
+        return [Holding(lm, _variant(lm, template, prompt)) for template in self.templates]
 
 
 def _variant(lm: LanguageModel, template: str, prompt: tuple[int, ...]) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 from tokenscale.core.cost import Cached
 from tokenscale.core.errors import ArgumentError
@@ -27,7 +27,12 @@ def start_ranked(
     if len(unique) < len(prompts):
         places = {prompt: i for i, prompt in enumerate(unique)}
         state = state.select([places[p] for p in prompts])
-    return state, cached(lm, prompts, state.prefills, [("ranks", *ranks)] * len(prompts))
+    return state, cached(lm, prompts, state.prefills, [ranked_source(ranks)] * len(prompts))
+
+
+def ranked_source(ranks: Ranks | None) -> Hashable:
+    """What tells apart caches of prompts that were run with other experts."""
+    return "" if ranks is None else ("ranks", *ranks)
 
 
 def check_rank(owner: str, name: str, rank: int, lm: LanguageModel) -> None:

@@ -16,7 +16,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from tokenscale.core.errors import ArgumentError
-from tokenscale.core.model import LanguageModel
+from tokenscale.core.model import Holding, LanguageModel
 from tokenscale.core.noise import RowNoiseReader, Stream
 from tokenscale.core.plan import RowPlan
 from tokenscale.core.starting import start_all
@@ -24,7 +24,7 @@ from tokenscale.core.strategy import Proposals
 from tokenscale.token_level.one_cache import OneCacheProposals, RowRule, forced_plan
 from tokenscale.token_level.options import one_of
 from tokenscale.token_level.plain import Plain
-from tokenscale.token_level.private_cache import PrivateCacheProposals, start_copies, start_noisy
+from tokenscale.token_level.private_cache import PrivateCacheProposals, noisy_sources, start_copies, start_noisy
 from tokenscale.token_level.roe_noise import RoutingNoise
 from tokenscale.token_level.roe_options import NoisyRows
 
@@ -84,6 +84,12 @@ class RoE(NoisyRows):
         else:
             started = start_copies(lm, prompts, self.n)
         return PrivateCacheProposals(lm, *started, noise, readers, self.first_token == "clean")
+
+    def caches(self, lm: LanguageModel, prompt: tuple[int, ...], stream: Stream) -> list[Holding]:
+        if self.cache == "clean" or not self.random:
+            return [Holding(lm, prompt)]
+        noisy = self.prefill == "noisy"
+        return [Holding(lm, prompt, source) for source in noisy_sources(stream, 1 if noisy else self.n, self.n)]
 
     def row_plan(
         self, lm: LanguageModel, stream: Stream, prompt_tokens: int, positions: range

@@ -10,14 +10,14 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from tokenscale.core.errors import ArgumentError, at_least
-from tokenscale.core.model import EXPERT_RANKS, LanguageModel
+from tokenscale.core.model import EXPERT_RANKS, Holding, LanguageModel
 from tokenscale.core.noise import Stream
 from tokenscale.core.plan import Routing, RowPlan
 from tokenscale.core.strategy import Aggregator, Proposals, TokenProposer
 from tokenscale.token_level.aggregators import ContrastRows
 from tokenscale.token_level.one_cache import OneCacheProposals, SameRows, forced_plan
 from tokenscale.token_level.options import one_of, require
-from tokenscale.token_level.ranks import Ranks, check_rank, start_ranked
+from tokenscale.token_level.ranks import Ranks, check_rank, ranked_source, start_ranked
 from tokenscale.token_level.side_by_side import SideBySide
 
 
@@ -77,6 +77,10 @@ class SCMoE(TokenProposer):
             both = SameRows(RowPlan(2, Routing(ranks=(strong, weak))))
             return OneCacheProposals(lm, both, *start_ranked(lm, prompts, strong))
         return SideBySide([_alone(lm, prompts, ranks) for ranks in (strong, weak)])
+
+    def caches(self, lm: LanguageModel, prompt: tuple[int, ...], stream: Stream) -> list[Holding]:
+        stored = self._ranks[:1] if self.cache == "clean" else self._ranks
+        return [Holding(lm, prompt, ranked_source(ranks)) for ranks in stored]
 
     def row_plan(
         self, lm: LanguageModel, stream: Stream, prompt_tokens: int, positions: range
