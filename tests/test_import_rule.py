@@ -20,7 +20,7 @@ core
 models token_level sequence_level
 plugins
 dsl spec
-grammar asked
+grammar asked notes
 pipeline
 testing
 recipe_text recipe_sections

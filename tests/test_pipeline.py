@@ -240,7 +240,7 @@ QUESTION = "Q: 1 + 1\nA:"
         ([QUESTION], {"seed": None}, "seed must be an integer"),
         ([QUESTION], {"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
         ([QUESTION], {"batch_size": 0}, "batch_size must be at least 1"),
-        ([QUESTION], {"batch_size": "auto"}, "batch_size must be an integer"),
+        ([QUESTION], {"batch_size": "many"}, 'batch_size must be an integer or "auto"'),
         ([QUESTION], {"stop_strings": "\n"}, r"stop_strings must be a list of strings.*\n.*stop_strings=\["),
         ([QUESTION], {"stop_strings": ["\n", ""]}, "none of them empty"),
         ([QUESTION], {"stop_strings": [3]}, "stop_strings must be a list of strings"),

@@ -14,6 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tokenscale.core.admission import Schedule as Schedule
     from tokenscale.core.backend import Backend as Backend
     from tokenscale.core.backend import Completion as Completion
     from tokenscale.core.constraint import Constraint as Constraint
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from tokenscale.core.errors import ArgumentError as ArgumentError
     from tokenscale.core.errors import CapabilityError as CapabilityError
     from tokenscale.core.errors import ModelError as ModelError
+    from tokenscale.core.errors import OutOfMemoryError as OutOfMemoryError
     from tokenscale.core.errors import PipelineError as PipelineError
     from tokenscale.core.errors import PromptError as PromptError
     from tokenscale.core.errors import RecipeError as RecipeError
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from tokenscale.core.errors import TokenscaleWarning as TokenscaleWarning
     from tokenscale.core.errors import UnknownNameError as UnknownNameError
     from tokenscale.core.model import ROUTING_NOISE as ROUTING_NOISE
+    from tokenscale.core.model import Holding as Holding
     from tokenscale.core.model import LanguageModel as LanguageModel
     from tokenscale.core.model import State as State
     from tokenscale.core.noise import Stream as Stream
@@ -132,13 +135,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "core.admission": "Schedule",
     "core.backend": "Backend Completion",
     "core.constraint": "Constraint Guide",
     "core.cost": "Cached Cost Prefill Usage",
     "core.data": "Ask Candidate Result RoutingStats Trace",
-    "core.errors": "ArgumentError CapabilityError ModelError PipelineError PromptError RecipeError RoutingError "
-    "TokenscaleError TokenscaleWarning UnknownNameError",
-    "core.model": "LanguageModel ROUTING_NOISE State",
+    "core.errors": "ArgumentError CapabilityError ModelError OutOfMemoryError PipelineError PromptError RecipeError "
+    "RoutingError TokenscaleError TokenscaleWarning UnknownNameError",
+    "core.model": "Holding LanguageModel ROUTING_NOISE State",
     "core.noise": "Stream",
     "core.plan": "Dropout Routing RowPlan",
     "core.prompt": "Prompt",

@@ -22,7 +22,7 @@ from tokenscale.cli_generate import generate
 from tokenscale.cli_inspect import inspect
 from tokenscale.cli_score import score
 from tokenscale.cli_tune import tune
-from tokenscale.core.errors import RoutingError, TokenscaleError, TokenscaleWarning
+from tokenscale.core.errors import OutOfMemoryError, RoutingError, TokenscaleError, TokenscaleWarning
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -52,7 +52,7 @@ def guarded(resume: str) -> Callable[[Callable[..., None]], Callable[..., None]]
                 raise typer.Exit(130) from None
             except TokenscaleError as error:
                 _say(f"error: {error}")
-                raise typer.Exit(1 if isinstance(error, RoutingError) else 2) from None
+                raise typer.Exit(1 if isinstance(error, OutOfMemoryError | RoutingError) else 2) from None
             except OSError as error:
                 _say(f"error: {error}")
                 raise typer.Exit(1) from None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
@@ -16,9 +17,7 @@ from tokenscale.core.errors import PromptError
 
 if TYPE_CHECKING:
     from tokenscale.core.data import Candidate, Result
-    from tokenscale.core.model import LanguageModel
-    from tokenscale.core.prompt import Prompt
-    from tokenscale.pipeline import Pipeline
+    from tokenscale.core.streaming import Event
 
 SHOWN = 60
 AXES = ("flops", "bytes", "expert_loads", "prompt_tokens", "new_tokens", "rows", "sequential_steps")
@@ -31,10 +30,15 @@ def generate(
     seed: Annotated[int, typer.Option("--seed", help="Seed of all random draws.")] = 0,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Most tokens of an answer.")] = 256,
     stop: Annotated[list[str] | None, typer.Option("--stop", help="A text that ends answers; may be repeated.")] = None,
+    batch_size: Annotated[str, typer.Option("--batch-size", help="Most candidates at once, or auto.")] = "16",
+    max_batch_tokens: Annotated[
+        str, typer.Option("--max-batch-tokens", help="Most tokens that caches may come to hold, or auto.")
+    ] = "auto",
     chat: Annotated[bool, typer.Option("--chat", help="Send the prompt as a user's message.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
     """Continue one prompt with a pipeline."""
+    from tokenscale.core.admission import check_bounds
     from tokenscale.core.prompt import Prompt
     from tokenscale.models.hf import load
     from tokenscale.pipeline import Pipeline
@@ -42,10 +46,13 @@ def generate(
 
     pipe = Pipeline(Greedy()) if pipeline is None else Pipeline.parse(pipeline)
     text = _stdin() if prompt == "-" else prompt
+    bounds = {"batch_size": _bound(batch_size), "max_batch_tokens": _bound(max_batch_tokens)}
+    check_bounds("generate", **bounds)
     asked = Prompt.of([{"role": "user", "content": text}]) if chat else Prompt(text=text)
     quiet()
     lm = load(model)
-    result = _shown(pipe, lm, asked, seed, max_new_tokens, stop or [], as_json)
+    options = {"seed": seed, "max_new_tokens": max_new_tokens, "stop_strings": stop or [], **bounds}
+    result = _shown(pipe.stream(lm, asked, **options), as_json)
     if as_json:
         print_json(result.to_dict())
         return
@@ -59,9 +66,12 @@ def generate(
         console.print(escape(f"note: {note}"), soft_wrap=True)
 
 
-def _shown(
-    pipe: Pipeline, lm: LanguageModel, prompt: Prompt, seed: int, most: int, stops: list[str], as_json: bool
-) -> Result:
+def _bound(text: str) -> Any:
+    """The number of an option that may be another word, such as auto."""
+    return int(text) if text.isdecimal() else text
+
+
+def _shown(events: Iterable[Event], as_json: bool) -> Result:
     """The result, its text written while it is decided."""
     from tokenscale.core.data import Result
     from tokenscale.core.streaming import Progress
@@ -69,7 +79,7 @@ def _shown(
     written = False
     try:
         with Console(stderr=True).status("decoding") as status:
-            for event in pipe.stream(lm, prompt, seed=seed, max_new_tokens=most, stop_strings=stops):
+            for event in events:
                 if isinstance(event, Progress):
                     status.update(f"{event.ended} candidates have ended, {event.tokens} tokens")
                 elif isinstance(event, Result):

@@ -8,11 +8,12 @@ from typing import Any, overload
 
 from tokenscale import dsl, spec
 from tokenscale.asked import prompts_of, run_options
+from tokenscale.core.admission import Bound, Schedule, check_bounds
 from tokenscale.core.backend import OnToken
 from tokenscale.core.constraint import Constraint
 from tokenscale.core.data import Result
 from tokenscale.core.decode import LocalBackend
-from tokenscale.core.errors import ArgumentError, CapabilityError, PipelineError, at_least
+from tokenscale.core.errors import ArgumentError, CapabilityError, PipelineError
 from tokenscale.core.model import LanguageModel, set_opener
 from tokenscale.core.opening import check_free
 from tokenscale.core.permitted import LogitsProcessor
@@ -24,11 +25,10 @@ from tokenscale.core.stage import Composable, Kind, Stage, require_stage, set_co
 from tokenscale.core.strategy import Aggregator, Decoder, SequenceStrategy, TokenProposer
 from tokenscale.core.streaming import Event, TextStream, events
 from tokenscale.grammar import check_chance, ordered
+from tokenscale.notes import alike, unmet
 from tokenscale.sequence_level.answers import extract
 from tokenscale.token_level.decoders import Greedy, Sample
 from tokenscale.token_level.plain import Plain
-
-ALIKE_SHARE = 0.1
 
 Chat = Sequence[Mapping[str, str]]
 
@@ -145,40 +145,48 @@ class Pipeline(Composable):
         seed: int = 0,
         max_new_tokens: int = 256,
         stop_strings: Sequence[str] = (),
-        batch_size: int = 16,
+        batch_size: Bound = 16,
+        max_batch_tokens: Bound = "auto",
         trace: bool = False,
         progress: Callable[[int, int], None] | None = None,
         on_result: OnResult | None = None,
         processor: LogitsProcessor | None = None,
         on_token: OnToken | None = None,
+        on_schedule: Callable[[Schedule], None] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[Result]:
         """Answers every prompt (a string, chat messages, or a Prompt); results in their order.
 
-        Equal seeds give equal draws, whatever `batch_size` (candidates decoded at once) and whatever
-        else is asked. A candidate ends with the model's end token, a stop string, or `max_new_tokens`.
+        Equal seeds give equal draws, whatever `batch_size` (candidates decoded at once, or "auto") and whatever
+        else is asked. `max_batch_tokens` bounds the tokens that their caches may come to hold ("auto": by free
+        memory); where memory runs out all the same, both are halved with a TokenscaleWarning, and nothing is
+        lost. `on_schedule(schedule)` is called at the end, whatever ended the run. A candidate ends with the
+        model's end token, a stop string, or `max_new_tokens`.
         `trace` keeps per-token records. As problems end, in whatever order, `on_result(number of the
         prompt, result)` and `progress(done, total)` are called. `processor` (transformers'
         LogitsProcessorList fits) is applied once per token, to the aggregate's log-probabilities;
         `on_token(ask, copy, token)` is called as tokens are decided. `chat_template_kwargs`, such as
         {"enable_thinking": False}, go to the tokenizer's chat template.
-        Raises ArgumentError, PromptError and CapabilityError before anything is decoded.
+        Raises ArgumentError, PromptError and CapabilityError before anything is decoded, and OutOfMemoryError.
         """
         asked = prompts_of(prompts, chat_template_kwargs)
         options = run_options("run", seed, max_new_tokens, stop_strings)
-        backend = self._backend(
-            lm, batch_size=batch_size, trace=trace, processor=processor, on_token=on_token, owner="run"
-        )
+        bounds = batch_size, max_batch_tokens
+        backend = self._backend(lm, "run", *bounds, trace=trace, processor=processor, on_token=on_token)
         tell = on_result or (lambda index, result: None)
-        results = run_problems(
-            lm,
-            backend,
-            self.strategies,
-            asked,
-            progress=progress,
-            on_result=lambda index, result: tell(index, self.with_notes(result, lm)),
-            **options,
-        )
+        try:
+            results = run_problems(
+                lm,
+                backend,
+                self.strategies,
+                asked,
+                progress=progress,
+                on_result=lambda index, result: tell(index, self.with_notes(result, lm)),
+                **options,
+            )
+        finally:
+            if on_schedule is not None:
+                on_schedule(backend.schedule)
         return [self.with_notes(result, lm) for result in results]
 
     def stream(
@@ -189,7 +197,8 @@ class Pipeline(Composable):
         seed: int = 0,
         max_new_tokens: int = 256,
         stop_strings: Sequence[str] = (),
-        batch_size: int = 16,
+        batch_size: Bound = 16,
+        max_batch_tokens: Bound = "auto",
         trace: bool = False,
         processor: LogitsProcessor | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
@@ -207,24 +216,26 @@ class Pipeline(Composable):
         live = self.decoder.width == 1 and all(s.streams for s in self.strategies) and lm.tokenizer is not None
         text = TextStream(lm, options["stop_strings"], lm.encode(asked[0]), live)
         on_token = (lambda ticket, copy, token: text.add(token)) if live else None
-        backend = self._backend(
-            lm, batch_size=batch_size, trace=trace, processor=processor, on_token=on_token, owner="stream"
-        )
+        bounds = batch_size, max_batch_tokens
+        backend = self._backend(lm, "stream", *bounds, trace=trace, processor=processor, on_token=on_token)
         steps = solve_problems(lm, backend, self.strategies, asked, **options)
         return events(steps, backend, text, lambda result: self.with_notes(result, lm))
 
-    def _backend(self, lm: LanguageModel, *, batch_size: int, owner: str, **options: Any) -> LocalBackend:
+    def _backend(
+        self, lm: LanguageModel, owner: str, batch_size: Bound, max_batch_tokens: Bound, **options: Any
+    ) -> LocalBackend:
         """What decodes this pipeline's asks, once all is checked."""
-        at_least(owner, "batch_size", batch_size, 1)
+        check_bounds(owner, batch_size, max_batch_tokens)
         self.check(lm)
         return LocalBackend(
             lm,
             self.proposer,
             self.aggregator,
             self.decoder,
-            batch_size=batch_size,
             constraint=self.constraint,
             signals=frozenset().union(*(stage.signals for stage in self.stages)),
+            batch_size=batch_size,
+            max_batch_tokens=max_batch_tokens,
             **options,
         )
 
@@ -233,9 +244,7 @@ class Pipeline(Composable):
         notes = self.proposer.notes(result.routing)
         if lm.bill_note:
             notes += (f"the cost of {lm.name} is an estimate: {lm.bill_note}. `tokenscale inspect` shows both counts.",)
-        if not self.decoder.random and len(result.candidates) > 1:
-            notes += _alike(result, self)
-        notes += _unmet(result, self.constraint)
+        notes += alike(result, self.proposer, self.decoder) + unmet(result, self.constraint)
         found = result.answer is not None or any(stage.kind is Kind.CHOOSING for stage in self.strategies)
         answer = result.answer if found else extract(result.text)
         return replace(result, answer=answer, notes=(*result.notes, *notes))
@@ -266,24 +275,3 @@ def _flattened(stages: Iterable[object]) -> list[Stage]:
             raise PipelineError(f"{stage!r:.80} is text, not a stage", f"write Pipeline.parse({stage!r:.80})")
         flat.extend(stage.stages if isinstance(stage, Pipeline) else [require_stage(stage)])
     return flat
-
-
-def _unmet(result: Result, constraint: Constraint | None) -> tuple[str, ...]:
-    unmet = sum(c.finish_reason == "constraint_unmet" for c in result.candidates)
-    if constraint is None or not unmet:
-        return ()
-    whose = "the answer does" if len(result.candidates) == 1 else f"{unmet} of {len(result.candidates)} answers do"
-    fix = "raise max_new_tokens, or look whether the model writes what the constraint (or its `after`) waits for"
-    return (f"{whose} not meet {dsl.to_text(constraint)}: {fix}.",)
-
-
-def _alike(result: Result, pipeline: Pipeline) -> tuple[str, ...]:
-    first, *others = result.candidates
-    differing = sum(c.token_ids != first.token_ids for c in others)
-    if differing >= ALIKE_SHARE * len(result.candidates):
-        return ()
-    decoder, proposer = dsl.to_text(pipeline.decoder), dsl.to_text(pipeline.proposer)
-    return (
-        f"only {differing} of {len(result.candidates)} candidates differ from the first: {decoder} leaves all chance "
-        f"to {proposer}. Sample(temperature=0.7) in its place brings more.",
-    )

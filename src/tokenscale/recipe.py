@@ -62,7 +62,7 @@ class Recipe(Section):
     tune: TuneSection | None = Field(
         default=None, description="{budget: {trials: 50}, objective: perplexity, parameters: {roe: {tau: ...}}}"
     )
-    run: RunSection = Field(default=RunSection(), description="{batch_size: auto, workers: 1}")
+    run: RunSection = Field(default=RunSection(), description="{batch_size: auto, max_batch_tokens: auto, workers: 1}")
 
     @field_validator("seeds")
     @classmethod

@@ -95,7 +95,7 @@ def _plain_pipeline(pipeline: Pipeline) -> object:
     return pipeline.to_spec()
 
 
-def _batch_size(value: object) -> object:
+def _bound(value: object) -> object:
     if value == "auto" or (type(value) is int and value >= 1):
         return value
     raise refuse(f"must be auto or a whole number from 1, got {value!r:.60}", "write auto")
@@ -104,6 +104,7 @@ def _batch_size(value: object) -> object:
 Text = Annotated[str, Strict()]
 Count = Annotated[int, Strict(), Field(ge=1)]
 Name = Annotated[Text, AfterValidator(_name)]
+Bound = Annotated[Literal["auto"] | int, BeforeValidator(_bound)]
 TaskName = Annotated[Text, AfterValidator(_task_name)]
 ArmPipeline = Annotated[Pipeline, BeforeValidator(_pipeline), PlainSerializer(_plain_pipeline)]
 
@@ -166,9 +167,8 @@ class ArmSection(Section):
 class RunSection(Section):
     """How a run uses the machine; changes results by near-ties of tokens and of router choices at most."""
 
-    batch_size: Annotated[Literal["auto"] | int, BeforeValidator(_batch_size)] = Field(
-        default="auto", description="auto"
-    )
+    batch_size: Bound = Field(default="auto", description="auto")
+    max_batch_tokens: Bound = Field(default="auto", description="auto")
     workers: Count = Field(default=1, description="1")
 
     @field_validator("workers")

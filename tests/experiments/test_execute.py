@@ -24,8 +24,8 @@ def still():
 
 
 def contents(folder):
-    """Every file of a run but the lock."""
-    files = [p for p in folder.rglob("*") if p.is_file() and p.name != ".lock"]
+    """Every file of a run but the lock, and what the machine did."""
+    files = [p for p in folder.rglob("*") if p.is_file() and p.name not in (".lock", "machine.json")]
     return {str(p.relative_to(folder)): p.read_bytes() for p in files}
 
 

@@ -14,9 +14,9 @@ from tokenscale.experiments.tasks import Problem, find_task
 from tokenscale.experiments.tuning_data import Item
 from tokenscale.experiments.tuning_objective import Part, Perplexity, WrongAnswers, ratio_difference
 from tokenscale.pipeline import Pipeline
-from tokenscale.recipe_sections import GenerationSection
+from tokenscale.recipe_sections import GenerationSection, RunSection
 
-ANSWERS = WrongAnswers(find_task("arithmetic"), GenerationSection(max_new_tokens=4), 8)
+ANSWERS = WrongAnswers(find_task("arithmetic"), GenerationSection(max_new_tokens=4), RunSection(batch_size=8))
 
 
 def parts(weights, units=None):

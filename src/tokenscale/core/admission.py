@@ -70,7 +70,7 @@ def check_bounds(owner: str, batch_size: Bound, max_batch_tokens: Bound) -> None
             continue
         if isinstance(value, str) and not value.isdecimal():
             message = f'{owner}({name}={value!r:.60}): {name} must be an integer or "auto"'
-            raise ArgumentError(message, f'write {name}="auto"')
+            raise ArgumentError(message, 'write "auto", or a whole number from 1')
         at_least(owner, name, value, 1)
 
 
@@ -146,12 +146,12 @@ class Held:
 class Admission:
     """The bounds of a batch, and when waiting searches join it.
 
-    They join when the places that stand empty have cost as much as the joining will: every step in which e
-    searches could join r that run wastes e / (r + e) of itself; letting them in takes a forward for their
-    prompts, and where `joins_free` is not true of the models another for the keys that move. Nothing is
-    paid for where those that run hold the prompts, which models say who share them. So with B places and
-    texts of L tokens it is about B sqrt(2 / L) searches that join together, and one at a time where texts
-    are long. A search that alone exceeds the bounds runs alone.
+    They join when the places that stand empty have cost as much as joining does: every step in which e searches
+    could join r that run wastes e / (r + e) of itself, and letting them in takes one forward for their prompts.
+    So of texts of L tokens about B sqrt(2 / L) join together in a batch of B, which takes the fewest forwards,
+    and one at a time where texts are long. Those whose prompts a running search holds join at once, where models
+    share prompts. Where sequences that join run in forwards of their own, the fewest are taken by batches
+    that run to their ends. A search that alone exceeds the bounds runs alone.
     """
 
     def __init__(self, batch_size: Bound, max_batch_tokens: Bound) -> None:
@@ -175,7 +175,8 @@ class Admission:
             return 0
         known = self._known(running, waiting, fitting)
         self._wasted += fitting / (len(running) + fitting)
-        if running and self._wasted < self._price():
+        apart = any(lm.joins_apart for lm in self.contents.models)
+        if running and (apart or self._wasted < 1):
             return known
         self._wasted = 0.0
         return fitting
@@ -201,17 +202,13 @@ class Admission:
 
     def _known(self, running: Sequence[Searching], waiting: Sequence[Searching], fitting: int) -> int:
         """How many of the first that fit can join for nothing."""
-        if not all(lm.joins_free and lm.shares_prompts for lm in self.contents.models):
+        if not all(lm.shares_prompts for lm in self.contents.models):
             return 0
         held = {part.content for search in running for part in search.need.parts}
         for count, search in enumerate(waiting):
             if count == fitting or any(part.content not in held for part in search.need.parts):
                 return count
         return fitting
-
-    def _price(self) -> int:
-        """Forwards that a join costs."""
-        return 1 if all(lm.joins_free for lm in self.contents.models) else 2
 
     def joined(self, running: Sequence[Searching], started: int) -> None:
         """Counts searches that have joined, which made the batch what is `running`."""

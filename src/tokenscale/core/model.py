@@ -65,9 +65,10 @@ class LanguageModel(ABC):
     where they are exact), `sampling_defaults` (what the checkpoint recommends, among temperature,
     top_k, top_p and min_p).
 
-    How its states lie in memory, which is what a batch is scheduled by: `joins_free` (`State.join` moves no key
-    that is stored), `shares_prompts` (a prompt is stored once for all sequences of a batch that begin with it, and
-    is not run again for those that join), `pads_caches` (a sequence takes the room of the longest in its batch).
+    How its states lie in memory, which is what a batch is scheduled by: `shares_prompts` (a prompt is stored once
+    for all sequences of a batch that begin with it, and is not run again for those that join), `pads_caches` (a
+    sequence takes the room of the longest in its batch), `joins_apart` (sequences that join a batch run in forwards
+    of their own until they end).
     """
 
     fingerprint: str
@@ -84,9 +85,9 @@ class LanguageModel(ABC):
     tokenizer: Any
     sampling_defaults: Mapping[str, float]
     think_tags: tuple[tuple[str, str], ...] = ()
-    joins_free: bool = False
     shares_prompts: bool = False
     pads_caches: bool = False
+    joins_apart: bool = False
 
     @property
     def cache_devices(self) -> Mapping[torch.device, float]:

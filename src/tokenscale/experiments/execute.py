@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenscale import plugins
+from tokenscale.core.admission import Schedule
 from tokenscale.core.cost import Cost
 from tokenscale.core.data import Result
 from tokenscale.core.errors import TokenscaleError
@@ -26,7 +27,6 @@ from tokenscale.recipe import Recipe
 from tokenscale.recipe_sections import ModelSection
 from tokenscale.spec import REF
 
-AUTO_BATCH_SIZE = 64
 LIBRARIES = ("tokenscale", "torch", "transformers", "numpy")
 
 
@@ -158,8 +158,7 @@ class _Run:
         self._report, self._clock = progress, clock
         runs = len(recipe.models) * len(recipe.arms) * len(recipe.seeds)
         self._total, self._done, self._cost = runs * sum(map(len, problems.values())), 0, Cost()
-        size = recipe.run.batch_size
-        self._batch_size = AUTO_BATCH_SIZE if size == "auto" else size
+        self._halved: dict[tuple[str, str], tuple[int, int]] = {}
 
     def model(self, name: str, lm: LanguageModel) -> None:
         """All answers of one model."""
@@ -187,6 +186,8 @@ class _Run:
         """Answers problems and keeps each answer as soon as it is there."""
         arm, task = self._recipe.arms[slot.arm], find_task(slot.task)
         generation, before = self._recipe.generation, self._clock()
+        own = self._recipe.run.batch_size, self._recipe.run.max_batch_tokens
+        batch_size, max_batch_tokens = self._halved.get((slot.model, slot.arm), own)
 
         def keep(index: int, result: Result) -> None:
             nonlocal before
@@ -196,14 +197,21 @@ class _Run:
             self._store.append(slot, [row])
             self._count(slot, [row])
 
+        def note(schedule: Schedule) -> None:
+            self._store.log({"file": slot.file, **asdict(schedule)})
+            if schedule.halved_to is not None:  # the arm's other seeds would run out of memory too
+                self._halved[slot.model, slot.arm] = schedule.halved_to
+
         arm.pipeline.run(
             lm,
             prompts(task, problems, arm.prompt or self._recipe.prompt, lm),
             seed=slot.seed,
             max_new_tokens=generation.max_new_tokens,
             stop_strings=generation.stop_strings,
-            batch_size=self._batch_size,
+            batch_size=batch_size,
+            max_batch_tokens=max_batch_tokens,
             on_result=keep,
+            on_schedule=note,
         )
 
 

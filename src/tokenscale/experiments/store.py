@@ -21,6 +21,7 @@ from tokenscale.core.errors import RecipeError
 
 Row = dict[str, Any]
 FACTS = "run.json"
+MACHINE = "machine.json"
 REPORTS = ("report.md", "report.json")
 
 
@@ -161,6 +162,15 @@ class Store:
             file.write(b"".join(_encoded(row) for row in rows))
             file.flush()
             os.fsync(file.fileno())
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Adds to what the machine did, which no answer depends on. Without an answer nothing is written."""
+        if not self._answered():
+            return
+        path, known = self.folder / MACHINE, []
+        with suppress(OSError, ValueError):
+            known = json.loads(path.read_text(encoding="utf-8"))
+        write_text(path, json.dumps([*known, record], indent=1) + "\n")
 
 
 def _encoded(row: Row) -> bytes:

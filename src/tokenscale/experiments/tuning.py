@@ -21,7 +21,7 @@ import optuna
 from tokenscale.core.cost import Cost
 from tokenscale.core.errors import RecipeError, TokenscaleError
 from tokenscale.core.model import LanguageModel
-from tokenscale.experiments.execute import AUTO_BATCH_SIZE, Opened, facts, open_model
+from tokenscale.experiments.execute import Opened, facts, open_model
 from tokenscale.experiments.store import write_text
 from tokenscale.experiments.tasks import find_task
 from tokenscale.experiments.tuning_data import Data, Item, items, read_data
@@ -113,9 +113,7 @@ def _prepare(recipe: Recipe, open_model: Opened) -> _Run:
     objective: Objective = Perplexity()
     if tune.objective == "accuracy":
         assert task is not None
-        size = recipe.run.batch_size
-        batch = AUTO_BATCH_SIZE if size == "auto" else size
-        objective = WrongAnswers(find_task(task), recipe.generation, batch)
+        objective = WrongAnswers(find_task(task), recipe.generation, recipe.run)
     with _about(f"models.{name}"):
         lm = open_model(recipe.models[name])
     spaces = {}

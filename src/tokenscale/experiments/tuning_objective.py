@@ -16,7 +16,7 @@ from tokenscale.experiments.statistics import LEVEL, Interval, bonett_price, mea
 from tokenscale.experiments.tasks import Task
 from tokenscale.experiments.tuning_data import Item
 from tokenscale.pipeline import Pipeline
-from tokenscale.recipe_sections import GenerationSection
+from tokenscale.recipe_sections import GenerationSection, RunSection
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class WrongAnswers(Objective):
 
     task: Task
     generation: GenerationSection
-    batch_size: int
+    bounds: RunSection
     unit = "share of wrong answers"
 
     def measure(self, pipeline: Pipeline, lm: LanguageModel, items: Sequence[Item], seed: int) -> Measured:
@@ -109,7 +109,8 @@ class WrongAnswers(Objective):
             seed=seed,
             max_new_tokens=self.generation.max_new_tokens,
             stop_strings=self.generation.stop_strings,
-            batch_size=self.batch_size,
+            batch_size=self.bounds.batch_size,
+            max_batch_tokens=self.bounds.max_batch_tokens,
         )
         parts = [
             Part(item.unit, 1.0 - self.task.grade(item.problem, result.text), 1)

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import EosTokenCriteria, MaxLengthCriteria, StopStringCriteria
 
 from tokenscale.asked import check_stop_strings
+from tokenscale.core.admission import Bound, check_bounds
 from tokenscale.core.backend import OnToken
 from tokenscale.core.data import Result
 from tokenscale.core.errors import ArgumentError, CapabilityError, at_least
@@ -32,8 +33,9 @@ def custom_generate(
     seed: int = 0,
     tokenizer: Any = None,
     streamer: Any = None,
-    batch_size: int = 16,
+    batch_size: Bound = 16,
     stop_strings: Sequence[str] = (),
+    max_batch_tokens: Bound = "auto",
 ) -> Callable[..., Any]:
     """A decoding method for transformers' `generate`, which hands it the prepared arguments.
 
@@ -48,7 +50,8 @@ def custom_generate(
     prompting stage adds between them is not among them.
 
     `tokenizer` is needed where a stage or a stop string reads text. `streamer` takes one prompt at a
-    time; a vote streams its winner once it is known. `generate` passes neither on to a callable, and
+    time; a vote streams its winner once it is known. `batch_size` and `max_batch_tokens` are those of
+    `Pipeline.run`. `generate` passes neither on to a callable, and
     refuses its own `stop_strings` without a tokenizer; hence all three are bound here.
 
     Raises ArgumentError for what is no pipeline and for arguments out of range, at once; when `generate`
@@ -56,7 +59,7 @@ def custom_generate(
     input embeddings, for beams (they are the pipeline's to name), for scores, logits, attentions and
     hidden states in the output, and for several prompts with a streamer or `prefix_allowed_tokens_fn`.
     """
-    _check_arguments(pipe, seed, batch_size)
+    _check_arguments(pipe, seed, batch_size, max_batch_tokens)
     bound = check_stop_strings("custom_generate", stop_strings)
     wrapped: list[HFModel] = []
 
@@ -84,6 +87,7 @@ def custom_generate(
             max_new_tokens=ends.new_tokens(input_ids.shape[1]),
             stop_strings=ends.stop_strings,
             batch_size=batch_size,
+            max_batch_tokens=max_batch_tokens,
             processor=_processor(logits_processor, prompts, input_ids.shape[1], generation_config),
             on_token=_stream(pipe, input_ids, streamer),
         )
@@ -93,14 +97,14 @@ def custom_generate(
     return decoding_method
 
 
-def _check_arguments(pipe: object, seed: int, batch_size: int) -> None:
+def _check_arguments(pipe: object, seed: int, batch_size: Bound, max_batch_tokens: Bound) -> None:
     if not isinstance(pipe, Pipeline):
         written = f"ts.Pipeline.parse({pipe!r:.80})" if isinstance(pipe, str) else f"ts.Pipeline({pipe!r:.80})"
         stage = isinstance(pipe, str | Stage)
         hint = f"write custom_generate({written if stage else 'ts.Pipeline(ts.RoE(n=4))'})"
         raise ArgumentError(f"custom_generate takes a pipeline, got {pipe!r:.80}", hint)
     at_least("custom_generate", "seed", seed, 0)
-    at_least("custom_generate", "batch_size", batch_size, 1)
+    check_bounds("custom_generate", batch_size, max_batch_tokens)
 
 
 @dataclass(frozen=True)
