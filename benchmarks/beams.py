@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 import tokenscale as ts
-from benchmarks.common import interleaved, machine, ratio
+from benchmarks.common import machine, ratio, write
+from tokenscale.bench.clock import interleaved
 
 PROBLEMS = Path(ts.__file__).parent / "experiments/data/arithmetic/validation.jsonl"
 PAD = 0
@@ -64,10 +65,13 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=4)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--new-tokens", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--quick", action="store_true", help="one round of few tokens: to see that it runs")
     options = parser.parse_args()
+    if options.quick:
+        options.rounds, options.new_tokens = 1, 4
     torch.set_num_threads(options.threads)
     lm = ts.load(options.model)
     lm.model.generation_config.eos_token_id = None  # every search runs the same number of steps
@@ -77,11 +81,7 @@ def main() -> None:
     for batch in options.batches:
         key = f"batch {batch}"
         result[key] = measured(lm, batch, options.width, options.new_tokens, options.rounds)
-    text = json.dumps(result, indent=1)
-    print(text)
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(text + "\n")
+    write(result, options.out)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ Needs an otherwise idle machine.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import statistics
 import time
@@ -21,7 +20,7 @@ import torch
 from outlines_core import Index as OutlinesIndex
 from outlines_core import Vocabulary as OutlinesVocabulary
 
-from benchmarks.common import machine
+from benchmarks.common import machine, write
 from tokenscale.models.toy_tokenizer import ToyTokenizer
 from tokenscale.sequence_level.guides import Index, RegexGuide
 from tokenscale.sequence_level.guides_automaton import compile_regex
@@ -100,7 +99,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=[50_000, 150_000])
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--quick", action="store_true", help="a small vocabulary: to see that it runs")
     arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.sizes = [500]
     torch.set_num_threads(1)
     result: dict[str, Any] = {"machine": machine(), "sizes": {}}
     for size in arguments.sizes:
@@ -111,10 +113,7 @@ def main() -> None:
         spelled = {text: [token] for token, text in enumerate(vocabulary.texts) if text}
         rows = [figures(vocabulary, OutlinesVocabulary(0, spelled), pattern) for pattern in PATTERNS]
         result["sizes"][size] = {"vocabulary_s": round(seconds, 3), "patterns": rows}
-    text = json.dumps(result, indent=2, ensure_ascii=False)
-    print(text)
-    if arguments.out:
-        arguments.out.write_text(text + "\n")
+    write(result, arguments.out)
 
 
 if __name__ == "__main__":

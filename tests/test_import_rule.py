@@ -27,9 +27,10 @@ recipe_text recipe_sections
 recipe_tune
 recipe
 experiments
+bench
 integrations
 cli_compare
-cli_generate cli_inspect cli_score cli_tune
+cli_bench cli_generate cli_inspect cli_score cli_tune
 cli
 __init__ __main__
 """

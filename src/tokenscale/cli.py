@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
+from tokenscale.cli_bench import bench
 from tokenscale.cli_compare import compare, plan, print_json
 from tokenscale.cli_generate import generate
 from tokenscale.cli_inspect import inspect
@@ -140,6 +141,7 @@ def run(
 
 app.command("generate")(guarded("nothing was kept")(generate))
 app.command("score")(guarded("nothing was kept")(score))
+app.command("bench")(guarded("nothing was kept")(bench))
 app.command("inspect")(guarded("nothing was changed")(inspect))
 app.command("tune")(guarded("ended trials are kept; run the same command again to go on")(tune))
 
