@@ -9,10 +9,14 @@ from typing import Any
 
 import torch
 from transformers import AutoTokenizer
-from transformers.utils import logging
+from transformers.utils import is_accelerate_available, logging
 
 from tokenscale.core.errors import ModelError
+from tokenscale.models.quantised import refuse_folder
 from tokenscale.models.source import PACKAGED, find, loadable
+
+QUANTISING = {"quantization_config", "dtype", "revision", "device_map"}
+INSTALL = "install the package that is named, or give a checkpoint that is not quantised"
 
 
 def read_checkpoint(
@@ -28,6 +32,7 @@ def read_checkpoint(
     source, fix = find(path, packaged), loadable(packaged)
     given = {name: value for name, value in keywords.items() if value is not None}
     hint = _hint(given, fix)
+    _refuse(str(path), Path(source), given)
     if str(path) in packaged:
         given.setdefault("dtype", torch.float32)
     revision = given.get("revision")
@@ -40,8 +45,21 @@ def read_checkpoint(
             return from_pretrained(source, **given), tokenizer
     except OSError as error:
         raise ModelError(f"the model {str(path)!r} cannot be loaded: {error}", fix) from error
+    except ImportError as error:
+        asked = given.keys() - QUANTISING
+        raise ModelError(f"the model {str(path)!r} cannot be loaded: {error}", hint if asked else INSTALL) from error
     except Exception as error:  # transformers raises anything for a wrong keyword: AttributeError, ImportError
         raise ModelError(f"the model {str(path)!r} cannot be loaded: {error}", hint) from error
+
+
+def _refuse(name: str, folder: Path, given: Mapping[str, Any]) -> None:
+    """What can be told before weights are read."""
+    refuse_folder(name, folder, given.get("quantization_config"))
+    placing = [keyword for keyword in ("device_map", "tp_plan") if keyword in given]
+    if getattr(given.get("distributed_config"), "tp_size", 1) > 1:
+        placing.append("distributed_config")
+    if placing and not is_accelerate_available():
+        raise ModelError(f"{placing[0]} needs the package accelerate", 'pip install "tokenscale[larger]"')
 
 
 def _hint(keywords: Mapping[str, Any], otherwise: str) -> str:

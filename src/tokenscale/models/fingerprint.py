@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from tokenscale.models.parallel import prefix
+from tokenscale.models.stored import offloaded, parts
+
 SAMPLE_BYTES = 4096
 
 
@@ -27,8 +30,9 @@ def fingerprint(model: Any, tokenizer: Any) -> str:
         digest.update(_tokenizer_text(tokenizer).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        sample = tensor.detach().flatten()[: SAMPLE_BYTES // tensor.element_size()]
-        if sample.device.type != "meta":
+        held = offloaded(model, name) if tensor.is_meta else tensor
+        for _, part in parts(held) if held is not None else ():
+            sample = prefix(part, SAMPLE_BYTES // part.element_size())
             digest.update(np.ascontiguousarray(sample.cpu().view(torch.uint8).numpy()).tobytes())
     return digest.hexdigest()
 

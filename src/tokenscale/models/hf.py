@@ -7,6 +7,7 @@ cache (`query_rows.py`), or as copies of transformers' own cache (`expanded.py`)
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from tokenscale.models.checkpoint import read_checkpoint
 from tokenscale.models.expanded import Expanded
 from tokenscale.models.fingerprint import fingerprint
 from tokenscale.models.network import Network
+from tokenscale.models.parallel import find_ranks
+from tokenscale.models.quantised import check_quantised
 from tokenscale.models.query_rows import QueryRows
 from tokenscale.models.routers import find_routers
 from tokenscale.models.scoring import score_texts
@@ -94,9 +97,11 @@ class HFModel(LanguageModel):
         if model.training:
             raise ModelError(f"{type(model).__name__} is in training mode, so dropout is on", "call model.eval() first")
         self.model, self.tokenizer, self.name = model, tokenizer, name
+        self.ranks = find_ranks(model)
         config = model.config.get_text_config(decoder=True)
         routers = find_routers(model)
         refuse_hidden_experts(config, routers, type(model).__name__)
+        check_quantised(model, routers)
         form = cache_form(config, type(model))
         self.cache_form, self.cache_form_reason = form.name, form.reason
         blocks = find_blocks(model)
@@ -112,6 +117,7 @@ class HFModel(LanguageModel):
         self.vocab_size = model.get_output_embeddings().weight.shape[0]
         self._read_generation_config(model.generation_config)
         self.fingerprint = fingerprint(model, tokenizer)
+        self._check_ranks()
         self.think_tags = checked_tags(tokenizer, think_tags)
         self._reader = Reader(tokenizer, self.think_tags)
 
@@ -122,6 +128,19 @@ class HFModel(LanguageModel):
         names = ("temperature", "top_k", "top_p", "min_p")
         set_by_model = {name: getattr(generation, name, None) for name in names}
         self.sampling_defaults: Mapping[str, float] = {k: v for k, v in set_by_model.items() if v is not None}
+
+    @property
+    def rank(self) -> int:
+        """Which process of a tensor-parallel model this is; 0 where one process holds all of it."""
+        return self.ranks.rank if self.ranks else 0
+
+    def _check_ranks(self) -> None:
+        if self.ranks and not self.ranks.equal(int(self.fingerprint[:15], 16)):
+            message = f"the ranks hold different models: on rank {self.rank} it is {self.name!r}"
+            raise ModelError(message, "give every rank the same folder, revision and tokenizer")
+
+    def _lockstep(self, *work: Any) -> AbstractContextManager[None]:
+        return self.ranks.lockstep(*work) if self.ranks else nullcontext()
 
     def lacks(self, capability: str) -> str:
         return self._lacks.get(capability) or super().lacks(capability)
@@ -142,11 +161,13 @@ class HFModel(LanguageModel):
 
     @torch.no_grad()
     def prefill(self, prompts: Sequence[Sequence[int]], routing: Sequence[Routing] | None = None) -> State:
-        return self.rows.prefill(prompts, routing, PREFILL_TOKENS)
+        with self._lockstep(prompts, routing):
+            return self.rows.prefill(prompts, routing, PREFILL_TOKENS)
 
     @torch.no_grad()
     def step(self, state: State, tokens: Int[Tensor, " batch"], plan: RowPlan = PLAIN) -> Step:
-        return self.rows.step(state, tokens, plan)
+        with self._lockstep(tokens, plan):
+            return self.rows.step(state, tokens, plan)
 
     @torch.no_grad()
     def forced(
@@ -154,7 +175,8 @@ class HFModel(LanguageModel):
     ) -> list[Outcome] | None:
         if not isinstance(self.rows, QueryRows):
             return None
-        return score_texts(self, self.rows, texts, proposer, aggregator, most_bytes)
+        with self._lockstep(texts, proposer, aggregator, most_bytes):
+            return score_texts(self, self.rows, texts, proposer, aggregator, most_bytes)
 
 
 @cache

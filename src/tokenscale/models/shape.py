@@ -11,7 +11,9 @@ from torch import nn
 
 from tokenscale.core.shape import ModelShape
 from tokenscale.models.experts import expert_holders
+from tokenscale.models.quantised import quantised
 from tokenscale.models.routers import Router
+from tokenscale.models.stored import held, stored_bytes
 
 MXFP4_BITS = 4.25  # four bits a weight, and eight for every 32 of them
 
@@ -46,7 +48,7 @@ def model_shape(model: Any, routers: Sequence[Router], windows: Sequence[int | N
         expert_flops=sum(runs) / len(runs) * top_k * len(runs) if runs else 0.0,
         attention=tuple((flops, window) for window, flops in per_key.items()),
         dense_bytes=_dense_bytes(model, routers),
-        head_bytes=float(head.nbytes),
+        head_bytes=float(stored_bytes([head])),
         expert_bytes=sum(_expert_bytes(model, logical, router) for router in _once(routers)) / slots,
         kv_bytes=float(sum(stored for _, stored in sizes)) * model_bytes(model),
         moe_layers=len(routers),
@@ -65,7 +67,7 @@ def output_head(model: Any) -> Any:
 
 def unquantised(model: Any) -> Any:
     """The model, or where it is quantised its twin without weights, whose modules have the shapes of the numbers."""
-    if getattr(model, "hf_quantizer", None) is None:
+    if not quantised(model):
         return model
     config = copy.deepcopy(model.config)
     if hasattr(config, "quantization_config"):
@@ -117,7 +119,7 @@ def _run_flops(model: Any, router: Router) -> float:
         for name, parameter in holder.named_parameters():
             if "bias" in name or "scale" in name or parameter.ndim < 2:
                 continue
-            total += parameter[0].numel() if parameter.ndim == 3 else parameter.numel() // _paid(router)
+            total += parameter.numel() // (len(parameter) if parameter.ndim == 3 else _paid(router))
     return 2.0 * total
 
 
@@ -147,10 +149,10 @@ def _multiplies(module: nn.Module) -> bool:
 
 def _dense_bytes(model: Any, routers: Sequence[Router]) -> float:
     """Parameters outside experts, lm_head and the input table, of which a row reads one line."""
-    left_out = {id(p) for router in routers for holder in expert_holders(model, router) for p in holder.parameters()}
+    left_out = {id(p) for router in routers for holder in expert_holders(model, router) for p in held(holder)}
     left_out |= {id(model.get_input_embeddings().weight), id(output_head(model).weight)}
-    held = [*model.parameters(), *(model.buffers() if getattr(model, "hf_quantizer", None) else ())]
-    return float(sum(p.nbytes for p in held if id(p) not in left_out))
+    found = held(model) if quantised(model) else model.parameters()
+    return float(stored_bytes(p for p in found if id(p) not in left_out))
 
 
 def _expert_bytes(model: Any, logical: Any, router: Router) -> float:
@@ -159,5 +161,5 @@ def _expert_bytes(model: Any, logical: Any, router: Router) -> float:
     if any(type(holder).__name__.startswith("Mxfp4") for holder in holders):
         twins = [p for h in expert_holders(logical, router) for name, p in h.named_parameters() if "bias" not in name]
         biases = [p for h in holders for name, p in h.named_parameters() if "bias" in name]
-        return sum(p.numel() for p in twins) * MXFP4_BITS / 8 + sum(p.nbytes for p in biases)
-    return float(sum(p.nbytes for holder in holders for p in [*holder.parameters(), *holder.buffers()]))
+        return sum(p.numel() for p in twins) * MXFP4_BITS / 8 + stored_bytes(biases)
+    return float(stored_bytes(p for holder in holders for p in held(holder)))

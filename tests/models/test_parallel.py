@@ -1,0 +1,138 @@
+"""Tensor parallelism: two processes over gloo, started by torchrun, do what one does, each with a part of the weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import tokenscale as ts
+from tests.models.test_load import tokenizer
+from tests.models.tiny import tiny
+from tests.models.two_ranks import PIPES, outcomes
+
+ROOT = Path(__file__).parent.parent.parent
+ATTENTION = [f"self_attn.{name}_proj.weight" for name in "qkvo"]
+EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+
+
+def save(folder: Path, model: Any) -> None:
+    model.save_pretrained(folder)
+    tokenizer(bos_token="<end>").save_pretrained(folder)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def torchrun(*words: str) -> str:
+    """What the script prints in two processes on this machine."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"]
+    command += ["--master-port", str(free_port()), *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}:{_further()}"}
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300, cwd=ROOT)
+    assert ran.returncode == 0, ran.stderr[-6000:]
+    return ran.stdout
+
+
+def _further() -> str:
+    return os.environ.get("PYTHONPATH", "")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("accelerate")
+    folder = tmp_path_factory.mktemp("models")
+    for kind in ("mixtral", "olmoe"):
+        save(folder / kind, tiny(kind))
+    for rank in range(2):
+        save(folder / f"rank-{rank}", tiny("olmoe", seed=rank))
+    save(folder / "one-head", one_head())
+    return folder
+
+
+def one_head() -> Any:
+    kind = type(tiny("mixtral"))
+    config = tiny("mixtral").config
+    config.num_key_value_heads = 1
+    return kind._from_config(config, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def said(folder: Path) -> list[dict[str, Any]]:
+    """What the two processes wrote."""
+    torchrun(str(ROOT / "tests" / "models" / "two_ranks.py"), str(folder))
+    return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["mixtral", "olmoe"])
+@pytest.mark.parametrize("plan", ["tensor", "experts"])
+def test_two_ranks_say_what_one_process_says(said: list[dict[str, Any]], folder: Path, kind: str, plan: str) -> None:
+    """Tokens and bills, with noise, sampling and dropout, but where a choice hung on less than 1e-5."""
+    lm = ts.load(folder / kind)
+    alone = json.loads(json.dumps(outcomes(lm, list(PIPES))))
+    compared = 0
+    for rank in said:
+        mine = rank[f"{kind} {plan}"]
+        assert (mine["fingerprint"], mine["shape"]) == (lm.fingerprint, repr(lm.shape))
+        assert mine["capabilities"] == sorted(lm.capabilities)
+        for name, expected in alone.items():
+            for one, two in zip(expected, mine["outcomes"][name], strict=True):
+                if one[2] == two[2] == 0:
+                    assert one == two, name
+                    compared += 1
+    assert said[0][f"{kind} {plan}"]["outcomes"] == said[1][f"{kind} {plan}"]["outcomes"]
+    assert compared > 0.8 * 2 * len(PIPES) * 4  # near-ties are rare
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["mixtral", "olmoe"])
+def test_each_rank_holds_a_part_of_the_weights(said: list[dict[str, Any]], kind: str) -> None:
+    layers = [f"model.layers.{i}.{name}" for i in range(3) for name in ATTENTION + EXPERTS]
+    for rank in said:
+        for plan, split in (
+            ("tensor", {"gate_up_proj": 1, "down_proj": 2}),
+            ("experts", {"gate_up_proj": 0, "down_proj": 0}),
+        ):
+            sharded = rank[f"{kind} {plan}"]["sharded"]
+            assert set(sharded) == {*layers, "model.embed_tokens.weight", "lm_head.weight"}
+            for name, (whole, local) in sharded.items():
+                assert 0 < torch.Size(local).numel() < 0.52 * torch.Size(whole).numel(), name
+                if "experts" in name:
+                    dim = split[name.rpartition(".")[2]]
+                    assert local == [size // (1 + (d == dim)) for d, size in enumerate(whole)]
+
+
+@pytest.mark.slow
+def test_scoring_is_that_of_one_process(said: list[dict[str, Any]], folder: Path) -> None:
+    [alone] = ts.load(folder / "olmoe").score(["w5 w6 w7"], ts.RoE(n=3, tau=0.3), prompts=["w3 w4"], seed=1)
+    for rank in said:
+        assert rank["score"] == pytest.approx(alone.log_probs, abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["other seeds", "other prompts"])
+def test_ranks_that_are_given_other_work_are_refused(said: list[dict[str, Any]], name: str) -> None:
+    for number, rank in enumerate(said):
+        assert f"different prompts, seeds or settings (this is rank {number})" in rank[name]
+        assert "fix: run the same script with the same prompts and seeds on every rank" in rank[name]
+
+
+@pytest.mark.slow
+def test_what_ranks_cannot_share_is_refused(said: list[dict[str, Any]]) -> None:
+    for number, rank in enumerate(said):
+        assert (rank["rank"], rank["least"]) == (number, 6)
+        assert (
+            "MixtralForCausalLM has 1 heads of keys and values, which 2 ranks cannot share evenly" in rank["one head"]
+        )
+        assert f"the ranks hold different models: on rank {number} it is" in rank["other weights"]
