@@ -238,11 +238,9 @@ class LocalBackend(Backend):
 def _too_large(group: Group, said: str) -> OutOfMemoryError:
     """The error of a search that does not fit alone."""
     root, width = group.root, group.decoder.width
-    beams = f", {width} beams" if width > 1 else ""
-    message = (
-        f"a prompt of {len(root.prompt)} tokens with up to {root.limit} new ones{beams} does not fit in memory "
-        f"by itself ({said:.200})"
+    beams = f" in {width} beams" if width > 1 else ""
+    asked = f"a prompt of {len(root.prompt)} tokens and up to {root.limit} new ones{beams}"
+    hint = (
+        "lower max_new_tokens, the proposer's rows (n), the beams, or the prompt; or load the model in a smaller dtype"
     )
-    return OutOfMemoryError(
-        message, "lower max_new_tokens, the rows n of the proposer, the beams or the prompt; or load the model smaller"
-    )
+    return OutOfMemoryError(f"{asked} do not fit in memory by themselves ({said:.200})", hint)
