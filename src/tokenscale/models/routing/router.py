@@ -110,7 +110,10 @@ class Draws:
     def __init__(self, routing: Routing, layers: int) -> None:
         noisy = routing.noisy
         self.routing = routing
-        self.active = [False] * layers if noisy is None else noisy.flatten(1).any(1).tolist()
+        if noisy is not None and torch.compiler.is_compiling():
+            self.active = [True] * layers  # a graph serves any marks
+        else:
+            self.active = [False] * layers if noisy is None else noisy.flatten(1).any(1).tolist()
         self._placed: dict[torch.device, Routing] = {}
 
     def at(self, layer: int, device: torch.device) -> Draw | None:

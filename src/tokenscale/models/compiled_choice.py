@@ -1,0 +1,37 @@
+"""Whether a model's steps are compiled: on a GPU unless told otherwise, elsewhere when asked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tokenscale.core.errors import ModelError
+from tokenscale.models.supported import CacheForm
+
+
+def why_uncompiled(model: Any, form: CacheForm, asked: bool | None, sharded: bool = False) -> str:
+    """Why the steps of a model are not compiled; empty where they are.
+
+    `asked` None is a GPU's default, True insists. `sharded`: several processes hold its weights. What is only
+    seen when a step is traced is told then. Raises ModelError where compiling is insisted on and cannot be.
+    """
+    if asked is False:
+        return "compile=False"
+    why = _why_not(model, form, sharded)
+    if why and asked:
+        name = type(model).__name__
+        raise ModelError(f"the steps of {name} cannot be compiled: {why}", "leave compile=True out")
+    if not why and asked is None and model.device.type != "cuda":
+        return f"off by default on {model.device.type}; compile=True asks for it"
+    return why
+
+
+def _why_not(model: Any, form: CacheForm, sharded: bool) -> str:
+    if form.name == "expanded":
+        return f"{form.reason}, so its rows run on copies of a cache that grows"
+    if sharded:
+        return "several processes hold its weights"
+    if len({parameter.device for parameter in model.parameters()}) > 1 or getattr(model, "hf_device_map", None):
+        return "device_map has placed it with hooks that a graph cannot hold"
+    if getattr(model.config.get_text_config(decoder=True), "_experts_implementation", None) == "eager":
+        return 'the "eager" experts wait for the device to say which of them run; grouped_mm does not'
+    return ""
