@@ -36,7 +36,8 @@ SYNCHRONISING = "grouped_mm_fallback"
 class CompiledRows(QueryRows):
     """Query rows with compiled steps. `graphs` are those made so far; `failed` says why no more are made.
 
-    `backend` is torch.compile's. `required`: what cannot be compiled is an error, not a warning.
+    `backend` is torch.compile's. `required`: what cannot be compiled is an error, not a warning. `pool` keeps
+    buffers for the next run.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class CompiledRows(QueryRows):
         super().__init__(network, windows)
         self.graphs: dict[Kind, Graph] = {}
         self.failed = ""
-        self._backend, self._required, self._pool = backend, required, Pool()
+        self._backend, self._required, self.pool = backend, required, Pool()
 
     @property
     def engine(self) -> str:
@@ -87,7 +88,7 @@ class CompiledRows(QueryRows):
         """The state's cache in bucketed buffers, with room for the step's rows."""
         room = row_bucket(plan.n)
         if not isinstance(state.cache, StaticCache):
-            state.cache = StaticCache(state.cache, self._pool, room)
+            state.cache = StaticCache(state.cache, self.pool, room)
         state.cache.reserve(room)
         return state.cache
 

@@ -68,6 +68,11 @@ class Pool:
             oldest = next(key for key, waiting in self._free.items() if waiting)
             self.free_bytes -= _bytes(self._free[oldest].pop())
 
+    def clear(self) -> None:
+        """Frees what nobody uses."""
+        self._free.clear()
+        self.free_bytes, self.most_bytes = 0, self.used_bytes
+
 
 def _bytes(buffers: tuple[Tensor, Tensor]) -> int:
     return sum(buffer.nbytes for buffer in buffers)

@@ -30,8 +30,9 @@ def _why_not(model: Any, form: CacheForm, sharded: bool) -> str:
         return f"{form.reason}, so its rows run on copies of a cache that grows"
     if sharded:
         return "several processes hold its weights"
-    if len({parameter.device for parameter in model.parameters()}) > 1 or getattr(model, "hf_device_map", None):
-        return "device_map has placed it with hooks that a graph cannot hold"
+    several = len({parameter.device for parameter in model.parameters()}) > 1
+    if several or any(hasattr(module, "_hf_hook") for module in model.modules()):
+        return "device_map has laid it out over several devices"
     if getattr(model.config.get_text_config(decoder=True), "_experts_implementation", None) == "eager":
         return 'the "eager" experts wait for the device to say which of them run; grouped_mm does not'
     return ""
