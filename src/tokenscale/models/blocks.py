@@ -139,7 +139,7 @@ def early(blocks: Blocks, layers: Sequence[int]) -> Iterator[None]:
 
     def norm_hook(module: nn.Module, args: tuple[Tensor, ...]) -> Any:
         hidden, *others = args
-        if not torch.equal(hidden, out[last].to(hidden.dtype)):
+        if not torch.equal(hidden, out[last].to(hidden.device, hidden.dtype)):
             raise ModelError(
                 "the final norm does not read what the last decoder layer puts out",
                 "use a strategy that needs no early layers, such as Greedy()",

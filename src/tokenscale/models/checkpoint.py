@@ -16,7 +16,7 @@ from tokenscale.models.quantised import refuse_folder
 from tokenscale.models.source import PACKAGED, find, loadable
 
 QUANTISING = {"quantization_config", "dtype", "revision", "device_map"}
-INSTALL = "install the package that is named, or give a checkpoint that is not quantised"
+INSTALL = "install the package that is named"
 
 
 def read_checkpoint(

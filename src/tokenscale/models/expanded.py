@@ -125,7 +125,7 @@ class Expanded:
         group = Group(None, [length - len(p) for p in prompts], length)
         if length == 0:
             return group, network.no_prefills(len(prompts))
-        ids, positions, first = left_padded(prompts, network.model.device)
+        ids, positions, first = left_padded(prompts, network.device)
         real = torch.arange(length, device=first.device) >= first[:, None]
         plan = RowPlan(length, padded(routing, [len(p) for p in prompts]) if routing else None)
         mask = real.long() if any(group.first) else None
@@ -153,7 +153,7 @@ class Expanded:
         network, n, batch = self.network, plan.n, len(tokens)
         assert plan.commit or group.stepped, "no step has stored this token"
         start = group.cache if plan.commit else group.before
-        device, column = network.model.device, group.width if plan.commit else group.width - 1
+        device, column = network.device, group.width if plan.commit else group.width - 1
         first = torch.tensor(group.first, device=device).repeat_interleave(n)
         mask = (torch.arange(column + 1, device=device) >= first[:, None]).long() if any(group.first) else None
         cache = copied(start)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from tokenscale.core.shape import ModelShape
 from tokenscale.core.step import Step, no_experts, pack_experts
 from tokenscale.models.blocks import Blocks, dropped, early
 from tokenscale.models.routers import Router, RoutingRecord, watch
+from tokenscale.models.stored import runs_on
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,11 @@ class Network:
     shape: ModelShape
     blocks: Blocks
     cache_keyword: str
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where ids, positions and masks are made: where the input table computes."""
+        return runs_on(self.model.get_input_embeddings())
 
     def run(
         self,
@@ -66,7 +73,8 @@ class Network:
         if not self.routers:
             return self.no_prefills(len(real))
         batch, length = real.shape
-        marks = record.marks(batch, length, self.shape.experts) & real[..., None, None]
+        marks = record.marks(batch, length, self.shape.experts)
+        marks &= real.to(marks.device)[..., None, None]
         runs = marks.sum((1, 2, 3)).tolist()
         return [Prefill(e, r) for e, r in zip(pack_experts(marks.any(1)), runs, strict=True)]
 

@@ -51,7 +51,7 @@ class QueryRows:
         order = list(range(len(prompts)))
         if length == 0:
             return CleanState(cache, order, network.no_prefills(len(prompts)))
-        ids, positions, first = left_padded(prompts, network.model.device)
+        ids, positions, first = left_padded(prompts, network.device)
         mask = None
         if any(cache.first) or any(self.windows):
             mask = self.per_kind({w: prefill_mask(first, length, w) for w in self._kinds})
@@ -70,7 +70,7 @@ class QueryRows:
         if not state.in_order:
             tokens = torch.empty_like(tokens).index_copy_(0, torch.tensor(state.order), tokens)
             plan = reordered(plan, torch.tensor(state.order).argsort().tolist())
-        batch, device = len(tokens), network.model.device
+        batch, device = len(tokens), network.device
         cache.reserve(n)
         current = cache.frame.width if plan.commit else cache.frame.width - 1
         positions = torch.tensor([current - column for column in cache.first], device=device)
@@ -89,7 +89,7 @@ class QueryRows:
 
     def row_masks(self, cache: CleanCache, plan: RowPlan) -> Any:
         """None where one row sees everything that is stored."""
-        n, device = plan.n, self.network.model.device
+        n, device = plan.n, self.network.device
         if n == 1 and plan.commit and not any(self.windows) and max(cache.first) == cache.frame.start:
             return None
         return self.per_kind({w: row_mask(cache, n, w, device, plan) for w in self._kinds})

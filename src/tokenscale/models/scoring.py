@@ -182,7 +182,7 @@ class Forcing:
         """One forward: adds its figures to the tallies and its clean keys to the cache."""
         network, cache, n = self.form.network, state.cache, self.n
         plan, valid = chunk.plan(self.lm, self.proposer)
-        device, batch = network.model.device, len(tallies)
+        device, batch = network.device, len(tallies)
         cache.reserve(plan.n)
         first = torch.tensor(cache.first, device=device)[:, None]
         columns = cache.frame.width + torch.arange(chunk.width, device=device)

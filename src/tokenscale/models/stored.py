@@ -51,6 +51,15 @@ def stored_bytes(tensors: Iterable[Tensor]) -> int:
     return sum(part.nbytes for tensor in tensors for _, part in parts(tensor))
 
 
+def runs_on(module: nn.Module) -> torch.device:
+    """Where a module computes: where its first weight lies, or where accelerate brings one that is offloaded."""
+    for part in module.modules():
+        for weight in part.parameters(recurse=False):
+            brought = getattr(getattr(part, "_hf_hook", None), "execution_device", None) if weight.is_meta else None
+            return weight.device if brought is None else torch.device(brought)
+    return torch.device("cpu")
+
+
 def offloaded(model: nn.Module, name: str) -> Tensor | None:
     """The numbers of a weight that accelerate keeps off its device until its module runs; None where it has none."""
     path, _, own = name.rpartition(".")
