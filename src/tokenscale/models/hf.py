@@ -35,6 +35,7 @@ from tokenscale.models.query_rows import QueryRows
 from tokenscale.models.routers import find_routers
 from tokenscale.models.scoring import score_texts
 from tokenscale.models.shape import model_shape
+from tokenscale.models.stored import runs_on
 from tokenscale.models.supported import (
     bill_note,
     cache_form,
@@ -141,6 +142,13 @@ class HFModel(LanguageModel):
 
     def _lockstep(self, *work: Any) -> AbstractContextManager[None]:
         return self.ranks.lockstep(*work) if self.ranks else nullcontext()
+
+    @property
+    def cache_devices(self) -> Mapping[torch.device, float]:
+        if self.ranks:  # all ranks must decode the same batches, whatever is free on each
+            return {}
+        places = [runs_on(layer) for layer in self.network.blocks.layers] or [self.network.device]
+        return {device: places.count(device) / len(places) for device in set(places)}
 
     def lacks(self, capability: str) -> str:
         return self._lacks.get(capability) or super().lacks(capability)
