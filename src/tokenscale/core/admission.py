@@ -174,7 +174,7 @@ class Admission:
         if not fitting:
             return 0
         known = self._known(running, waiting, fitting)
-        self._wasted += fitting / (len(running) + fitting)
+        self._wasted += (fitting - known) / (len(running) + fitting)
         apart = any(lm.joins_apart for lm in self.contents.models)
         if running and (apart or self._wasted < 1):
             return known
