@@ -1,4 +1,5 @@
 # make setup | demo | test | test-all | check (lint types imports) | docs
+# make bench (on an idle machine) | bench-PART (bench-steps, bench-llama_cpp, bench-large ...) | bench-pages
 #
 # PYTHON     the interpreter that .venv is made with (3.11 or newer)
 # PIP_ARGS   passed on to pip, for example an extra index with smaller torch wheels
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-complete
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: setup demo test test-all check lint types imports docs
+.PHONY: setup demo test test-all check lint types imports docs bench bench-pages
 
 setup: $(STAMP)
 
@@ -55,3 +56,16 @@ imports: setup
 
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+bench: setup
+	$(BIN)/python -m benchmarks.run all
+	$(BIN)/python -m benchmarks.pages
+
+bench-pages: setup
+	$(BIN)/python -m benchmarks.pages
+
+$(addprefix bench-,llama_cpp beams constraint_masks): bench-%: setup
+	$(BIN)/python -m benchmarks.$* --out benchmarks/results/$*.json
+
+bench-%: setup
+	$(BIN)/python -m benchmarks.run $* --out benchmarks/results/$*.json

@@ -12,6 +12,7 @@ take a hundred times as long.
 from __future__ import annotations
 
 import argparse
+import copy
 import ctypes
 import statistics
 import tempfile
@@ -110,6 +111,14 @@ def difference(subject: Subject, llama: LlamaCpp) -> float:
     return max(float(np.abs(llama.logits(token) - row).max()) for token, row in zip(ids, wanted, strict=True))
 
 
+@torch.no_grad()
+def rounding(subject: Subject) -> float:
+    """What transformers itself differs by from its logits with the same weights in float32."""
+    ids = torch.tensor([subject.prompt(CHECKED)])
+    exact = copy.deepcopy(subject.peer).float()(ids).logits
+    return float((subject.peer(ids).logits.float() - exact).abs().max())
+
+
 def measure(dtype: str, threads: Sequence[int], sizes: Sizes, quick: bool) -> list[dict[str, Any]]:
     """An entry for every number of threads."""
     subject = Subject.open(MODEL, dtype, threads[0], sizes.rounds)
@@ -146,6 +155,7 @@ def compared(subject: Subject, sizes: Sizes, limits: bandwidth.Limits, path: Pat
     ]
     facts = {
         "largest difference of a logit": differences,
+        "rounding": rounding(subject),
         "equal tokens": ours.found == arms[best].found,  # type: ignore[attr-defined]
         "ms per token": {name: 1e3 * statistics.median(seconds[name]) / sizes.new_tokens for name in arms},
         "limit, ms per token": 1e3 * limit / sizes.new_tokens,

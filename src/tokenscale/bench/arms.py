@@ -14,17 +14,16 @@ from tokenscale.bench.part import LeftOut
 from tokenscale.bench.subject import Subject, twin
 from tokenscale.models.hf import wrap
 from tokenscale.models.routers import Router, find_routers
-from tokenscale.models.routing.softmax import Softmax
+from tokenscale.models.routing.softmax import Softmax, gates
 from tokenscale.models.supported import cache_keyword
 
 Routes = Int[Tensor, "moe_layers rows top_k"]
 
 
 class Replay:
-    """Makes a model's routers give recorded experts in place of the ones they choose.
+    """Makes a model's routers give recorded experts, with their own gate weights, in place of those they choose.
 
-    The router itself runs, its gate weights are kept, so the work is what it would be. `routes` None: its own.
-    Raises LeftOut for routers that do not return (logits, weights, indices).
+    `routes` None: the router's own. Raises LeftOut for routers other than softmax and top-k.
     """
 
     def __init__(self, model: Any) -> None:
@@ -36,11 +35,15 @@ class Replay:
             router.module.forward = self._replaying(layer, router)
 
     def _replaying(self, layer: int, router: Router) -> Callable[..., Any]:
-        own = router.module.forward
+        own, way = router.module.forward, router.way
+        assert isinstance(way, Softmax)
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             logits, weights, indices = own(*args, **kwargs)
-            return logits, weights, indices if self.routes is None else self.routes[layer]
+            if self.routes is None:
+                return logits, weights, indices
+            chosen = self.routes[layer]
+            return logits, gates(logits, chosen, way.renormalise).to(weights.dtype), chosen
 
         return forward
 

@@ -73,7 +73,9 @@ def within(
     return Comparison(work, theirs, mine, other, ratio, Target(most=most, aim=aim))
 
 
-def within_limit(seconds: Seconds, ours: str, limit: float, work: str, most: float, aim: float) -> Comparison:
+def within_limit(
+    seconds: Seconds, ours: str, limit: float, work: str, most: float | None, aim: float | None
+) -> Comparison:
     """What our arm takes in units of the `limit` in seconds."""
     ratio = Ratio.of([value / limit for value in seconds[ours]])
     target = Target(most=most, aim=aim)

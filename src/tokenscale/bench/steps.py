@@ -26,7 +26,7 @@ STREAM = Stream((0, "bench"))
 AGAINST_FORWARDS = {"float32": {8: 4.0, 16: 6.0, 32: 9.0}, "bfloat16": {8: 6.0, 16: 9.0, 32: 14.0}}
 AGAINST_CACHES = {8: 2.0, 16: 2.5, 32: 4.0}
 LIMIT, LIMIT_AIM, GUARD = 2.0, 1.5, 1.10
-LIMITED = (1, 8, 32)
+LIMITED, LIMITED_THREADS = (1, 8, 32), 2
 
 
 class Step:
@@ -109,5 +109,6 @@ def _comparisons(subject: Subject, seconds: Seconds, names: Sequence[str], n: in
     if guard in seconds:
         found.append(within(seconds, name, guard, name, GUARD).with_limit(limit))
     if n in LIMITED:
-        found.append(within_limit(seconds, name, limit, name, LIMIT, LIMIT_AIM))
+        most, aim = (LIMIT, LIMIT_AIM) if subject.threads >= LIMITED_THREADS else (None, None)
+        found.append(within_limit(seconds, name, limit, name, most, aim))
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -88,8 +89,9 @@ def twin(model: Any, grouped: bool = True) -> Any:
     """Other modules over the same weights; with `grouped`, experts as transformers runs them best on a CPU."""
     shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
     other = copy.deepcopy(model, shared)
-    if grouped and getattr(other.config, "_experts_implementation", None) is not None:
-        other.set_experts_implementation(GROUPED)
+    if grouped:
+        with suppress(ValueError):  # of dense models, and of those whose experts run in one way only
+            other.set_experts_implementation(GROUPED)
     return other
 
 
