@@ -1,4 +1,4 @@
-"""Tensor parallelism: two processes over gloo, started by torchrun, do what one does, each with a part of the weights."""
+"""Tensor parallelism: two processes over gloo, each with a part of the weights, do what one does."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,12 @@ import tokenscale as ts
 from tests.models.test_load import tokenizer
 from tests.models.tiny import tiny
 from tests.models.two_ranks import PIPES, outcomes
+from tests.test_docs import blocks, run_python
+from tokenscale.core.errors import ModelError, OutOfMemoryError
+from tokenscale.core.memory import out_of_memory
+from tokenscale.core.noise import Stream
+from tokenscale.core.plan import Routing, RowPlan
+from tokenscale.models.parallel import Ranks, digest, find_ranks
 
 ROOT = Path(__file__).parent.parent.parent
 ATTENTION = [f"self_attn.{name}_proj.weight" for name in "qkvo"]
@@ -129,6 +136,18 @@ def test_ranks_that_are_given_other_work_are_refused(said: list[dict[str, Any]],
 
 
 @pytest.mark.slow
+def test_the_script_of_the_page_prints_once_what_one_process_prints(tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    page = (ROOT / "docs" / "larger-models.md").read_text()
+    [body] = [block.body for block in blocks(page) if "DistributedConfig(" in block.body and block.language == "python"]
+    script = tmp_path / "answer.py"
+    script.write_text(body)
+    alone = run_python(ROOT, str(script))
+    assert torchrun(str(script)).splitlines() == alone.splitlines()
+    assert len(alone.splitlines()) == 1
+
+
+@pytest.mark.slow
 def test_what_ranks_cannot_share_is_refused(said: list[dict[str, Any]]) -> None:
     for number, rank in enumerate(said):
         assert (rank["rank"], rank["least"]) == (number, 6)
@@ -136,3 +155,64 @@ def test_what_ranks_cannot_share_is_refused(said: list[dict[str, Any]]) -> None:
             "MixtralForCausalLM has 1 heads of keys and values, which 2 ranks cannot share evenly" in rank["one head"]
         )
         assert f"the ranks hold different models: on rank {number} it is" in rank["other weights"]
+
+
+def distributed(**sizes: int) -> Any:
+    """A model as transformers leaves it, with a mesh that is never asked."""
+    model = tiny("mixtral")
+    asked = {"tp_size": 2, "ep_size": 1, "pp_size": 1, "dp_size": 1, **sizes}
+    model.config.distributed_config, model._mesh_manager = SimpleNamespace(**asked), object()
+    return model
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"pp_size": 2}, "pp_size=2: a pipeline of layers gives its logits to one rank only"),
+        ({"dp_size": 4}, r"4 data-parallel replicas \(FSDP\)"),
+        ({"ep_size": 4}, "ep_size=4 over other ranks than tp_size=2"),
+        ({"tp_size": 4}, "has 2 heads of keys and values, which 4 ranks cannot share evenly"),
+    ],
+)
+def test_other_parallelism_is_refused_by_name(sizes: dict[str, int], message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        find_ranks(distributed(**sizes))
+
+
+def test_a_model_of_one_process_has_no_ranks() -> None:
+    lm = ts.wrap(tiny("mixtral"))
+    assert (lm.ranks, lm.rank) == (None, 0)
+
+
+def test_checksums_tell_work_apart() -> None:
+    noise = torch.rand(3, 1, 2, 8)
+    other = noise.clone()
+    other[2, 0, 1, 7] += 1e-3
+    works = [
+        (torch.tensor([1, 2]), RowPlan(2, Routing.of(noise))),
+        (torch.tensor([1, 2]), RowPlan(2, Routing.of(other))),
+        (torch.tensor([2, 1]), RowPlan(2, Routing.of(noise))),
+        (torch.tensor([1, 2]), RowPlan(2, Routing.of(noise), current_kv="clean")),
+        ([(1, 2), (3,)], None),
+        ([(1,), (2, 3)], None),
+        ([(1, 2), (3,)], Stream((3, "a"))),
+        ([(1, 2), (3,)], Stream((3, "b"))),
+    ]
+    sums = [digest(work) for work in works]
+    assert len(set(sums)) == len(works)
+    assert sums == [digest(work) for work in works]
+    assert digest(works[0]) == digest((torch.tensor([1, 2]), RowPlan(2, Routing.of(noise.clone()))))
+
+
+def test_memory_that_runs_out_on_one_rank_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no longer an error that halving the batch answers, since the other ranks go on with the whole one."""
+    ranks = Ranks(1, 2, None, torch.device("cpu"))
+    monkeypatch.setattr(Ranks, "equal", lambda self, value: True)
+    with (
+        pytest.raises(OutOfMemoryError, match=r"memory ran out on rank 1 of 2: CUDA out of memory") as caught,
+        ranks.lockstep(),
+    ):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    assert out_of_memory(caught.value) is None
+    with pytest.raises(RuntimeError, match="shape"), ranks.lockstep():
+        raise RuntimeError("shape mismatch")

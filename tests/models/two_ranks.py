@@ -1,4 +1,4 @@
-"""What each of two processes does in `test_parallel.py`; run by torchrun with a folder of models. Writes rank-N.json."""
+"""What each of two processes does in `test_parallel.py`; torchrun starts it with a folder of models."""
 
 from __future__ import annotations
 
