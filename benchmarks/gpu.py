@@ -63,7 +63,7 @@ def engines(model: Any, backend: str) -> dict[str, HFModel]:
     """The model with compiled and with uncompiled steps, over the same weights."""
     lm = wrap(model, compile=True)
     assert isinstance(lm.rows, CompiledRows)
-    lm.rows = CompiledRows(lm.network, lm.rows.windows, backend=backend, required=True)
+    lm.rows = CompiledRows(lm.network, lm.rows.windows, own_attention=True, backend=backend, required=True)
     return {COMPILED: lm, UNCOMPILED: wrap(model, compile=False)}
 
 

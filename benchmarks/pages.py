@@ -64,27 +64,39 @@ def compared(name: str, results: Results) -> str:
 
 
 def machines(results: Results) -> str:
-    """Where the figures come from: a line a file."""
-    rows = []
+    """Where the figures come from, a line for each place and day, and what it can do at most."""
+    places: dict[tuple[str, ...], list[str]] = {}
+    speeds: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for name, data in results.items():
-        if "runs" not in data:
-            continue
-        where = data["machine"]
-        versions = f"torch {where['torch']}, transformers {where['transformers']}, Python {where['python']}"
-        place = f"{where['processor']}, {where['cores']} cores, {where['memory_gb']:g} GB"
-        rows.append(
-            (f"{name}.json", where["date"], place, where["gpu"] or "none", versions, where["compiler"] or "none")
-        )
-    if not rows:
+        if "runs" in data:
+            places.setdefault(_where(data["machine"]), []).append(f"`{name}.json`")
+            for entry in data["runs"]:
+                speeds.setdefault((entry["subject"]["dtype"], entry["limits"]["threads"]), []).append(entry["limits"])
+    if not places:
         return not_measured("run all")
-    limits = {
-        (entry["subject"]["dtype"], entry["limits"]["threads"]): tables.bandwidth_text(entry["limits"])
-        for data in results.values()
-        for entry in data.get("runs", ())
-    }
-    lines = [f"- {dtype}: {text}" for (dtype, _), text in sorted(limits.items())]
-    table = markdown(("file", "date", "machine", "GPU", "versions", "compiler"), rows)
+    headers = ("date", "machine", "GPU", "versions", "compiler", "files in `benchmarks/results`")
+    table = markdown(headers, [(*place, ", ".join(names)) for place, names in places.items()])
+    lines = [f"- {dtype}: {_speed(limits)}" for (dtype, _), limits in sorted(speeds.items())]
     return table + "\nWhat the machine can do at most, measured in the same runs:\n\n" + "\n".join(lines) + "\n"
+
+
+def _where(machine: Mapping[str, Any]) -> tuple[str, ...]:
+    versions = ("torch", "transformers", "tokenscale")
+    return (
+        machine["date"],
+        f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gb']:g} GB",
+        machine["gpu"] or "none",
+        ", ".join(f"{name} {machine[name]}" for name in versions) + f", Python {machine['python']}",
+        machine["compiler"] or "none",
+    )
+
+
+def _speed(limits: Sequence[dict[str, Any]]) -> str:
+    """The median of several runs, and how far they lie apart."""
+    ordered = sorted(limits, key=lambda one: one["bytes_per_second"])
+    low, high = (ordered[i]["bytes_per_second"] / 1e9 for i in (0, -1))
+    runs = f"; {len(ordered)} runs, {low:.1f} to {high:.1f} GB/s" if len(ordered) > 1 else ""
+    return tables.bandwidth_text(ordered[len(ordered) // 2]) + runs
 
 
 def llama(results: Results) -> str:
@@ -96,8 +108,9 @@ def llama(results: Results) -> str:
     headers = (
         "model",
         *(f"{'tokenscale' if n == names[0] else n}, ms per token" for n in names),
-        "byte limit",
+        "byte limit, ms per token",
         "logits differ by",
+        "transformers from its float32 by",
     )
     rows = []
     for entry in found:

@@ -41,15 +41,14 @@ def _aimed(results: Results) -> list[tuple[dict[str, Any], dict[str, Any]]]:
         for name in results
         for entry in entries(results, name)
         for one in entry["comparisons"]
-        if one["target"]["least"] is not None or one["target"]["most"] is not None
+        if tables.bound(one["target"])
     ]
 
 
 def _wanted(one: dict[str, Any]) -> tuple[str, str, str]:
-    target, share = one["target"], one["share_of_limit"]
-    bound = f"at least {target['least']:g}x" if target["least"] is not None else f"at most {target['most']:.3g}x"
-    aim = f", aim {target['aim']:g}x" if target["aim"] is not None else ""
-    return bound + aim, "" if share is None else f"{100 * share:.0f}%", "met" if one["met"] else "**not met**"
+    share = one["share_of_limit"]
+    met = "met" if one["met"] else "**not met**"
+    return tables.bound(one["target"]), "" if share is None else f"{100 * share:.0f}%", met
 
 
 def why(entry: dict[str, Any], one: dict[str, Any], reasons: Sequence[Mapping[str, Any]]) -> str:

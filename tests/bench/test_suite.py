@@ -84,6 +84,7 @@ def test_an_unknown_part_is_refused_before_anything_runs(tiny: Subject) -> None:
         suite.runs(tiny, ["greedy", "gredy"], QUICK, quick=True)
 
 
+@pytest.mark.slow
 def test_a_process_that_fails_says_why(tiny: Subject) -> None:
     lost = Subject("no-such-model-folder/x/y", tiny.lm, tiny.peer, 1, 1)
     with pytest.raises(ModelError, match="the process that measures the memory of no-such-model-folder"):

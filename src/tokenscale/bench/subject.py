@@ -99,5 +99,7 @@ def implementation(lm: HFModel) -> str:
     """How our side runs experts, in a word; "none" of a dense model."""
     if not lm.shape.moe_layers:
         return "none"
-    chosen = getattr(lm, "experts_implementation", None) or getattr(lm.model.config, "_experts_implementation", None)
-    return str(chosen or "eager")
+    kernels = lm.network.kernels
+    if kernels is not None and kernels.experts:
+        return "native kernels"
+    return str(getattr(lm.model.config, "_experts_implementation", None) or "eager")

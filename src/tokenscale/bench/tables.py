@@ -10,6 +10,7 @@ from tokenscale.experiments.tables import Table
 Entry = dict[str, Any]
 HEADERS = ("work", "against", "ours", "theirs", "ratio", "quartiles", "wanted", "of the limit")
 ROOFLINE_HEADERS = ("n", "tau", "experts a layer", "MB to read", "limit", "measured", "in limits")
+OUTSIDE = 0.25  # share of a part's time in torch's operations, below which none of them says what it does
 PROFILE_HEADERS = ("part", "ms", "share", "in operations", "largest operation")
 
 
@@ -48,13 +49,16 @@ def comparison(one: Entry) -> tuple[str, ...]:
 
 
 def wanted(one: Entry) -> str:
-    """What the ratio should be, and whether it is."""
-    target = one["target"]
+    """What the ratio should be, and whether it is; empty where nothing is wanted."""
+    return f"{text}: {'met' if one['met'] else 'NOT met'}" if (text := bound(one["target"])) else ""
+
+
+def bound(target: Entry) -> str:
+    """A target in words; empty where there is none."""
     if target["least"] is None and target["most"] is None:
         return ""
-    bound = f"at least {target['least']:g}x" if target["least"] is not None else f"at most {target['most']:.3g}x"
-    aim = f", aim {target['aim']:g}x" if target["aim"] is not None else ""
-    return f"{bound}{aim}: {'met' if one['met'] else 'NOT met'}"
+    least = f"at least {target['least']:g}x" if target["least"] is not None else f"at most {target['most']:.3g}x"
+    return least + (f", aim {target['aim']:g}x" if target["aim"] is not None else "")
 
 
 def number(value: float) -> str:
@@ -87,7 +91,7 @@ def profiled(entry: Entry, most: int = 5) -> Table:
             number(part["ms"]),
             f"{100 * part['share']:.0f}%",
             f"{100 * part['share_in_operations']:.0f}%",
-            part["largest_operation"],
+            part["largest_operation"] if part["share_in_operations"] >= OUTSIDE else "(outside of torch)",
         )
         for part in entry["facts"]["parts"][:most]
     ]
