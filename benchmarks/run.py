@@ -10,6 +10,7 @@ ten minutes on two cores. `large` takes 16 GB of memory and runs alone.
 from __future__ import annotations
 
 import argparse
+import gc
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -64,6 +65,7 @@ def run(plan: str, quick: bool, rounds: int | None, model: str | None, out: Path
         subject = Subject.open(model or job.model, job.dtype, job.threads)
         found += suite.runs(subject, job.parts, sizes, quick)
         del subject  # before the next model is made
+        gc.collect()
     finish(found, out, f"python -m benchmarks.run {plan}")
 
 

@@ -56,7 +56,6 @@ def interleaved(arms: Mapping[str, Callable[[], Any]], rounds: int) -> Seconds:
 def collected_between() -> Iterator[None]:
     """Garbage is collected where `once` says so, and objects that are there already are not looked at again."""
     was_on = gc.isenabled()
-    gc.collect()
     gc.freeze()
     gc.disable()
     try:
