@@ -15,10 +15,12 @@ from typer.testing import CliRunner
 
 from tests.comparison import RECIPE, small_toy
 from tokenscale import cli
+from tokenscale.core import memory
 from tokenscale.core.errors import RoutingError
 from tokenscale.experiments import execute as execute_module
 from tokenscale.experiments.tables import amount
 from tokenscale.models import hf
+from tokenscale.models.toy import ToyModel
 from tokenscale.pipeline import Pipeline
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
@@ -130,6 +132,9 @@ def test_a_wrong_recipe_gives_its_errors_and_nothing_else(tokenscale):
         (["generate", "-p", "Greedy() | SelfConsistency(k=5)", "x"], "no randomness"),
         (["generate", "--max-new-tokens", "0", "x"], "--max-new-tokens"),
         (["generate", "--seed", "-1", "x"], "seed must be at least 0"),
+        (["generate", "--batch-size", "many", "x"], 'batch_size must be an integer or "auto"'),
+        (["generate", "--max-batch-tokens", "0", "x"], "max_batch_tokens must be at least 1"),
+        (["run", "recipe.yaml", "run.max_batch_tokens=0", "--out", "out"], "run.max_batch_tokens: must be auto or"),
         (["generate", "1" * 600], "600 tokens"),
         (["generate", "caf\udce9"], "half a character"),
         (["generate"], "prompt"),
@@ -161,6 +166,63 @@ def test_a_run_that_fails_is_exit_code_1(tokenscale, monkeypatch):
     assert result.stderr.strip().endswith("error: layer 3 drew no noise\n  fix: report it")
     monkeypatch.setattr(Pipeline, "run", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     assert "No space left on device" in tokenscale("run", "recipe.yaml", "--out", "out", code=1).stderr
+
+
+def test_one_recipe_at_three_batch_sizes_gives_the_same_bill(tokenscale):
+    """The bill is *alone*: of the problem by itself, whatever shared its batch. So is all else of the answers."""
+    answers = {}
+    for size, tokens in ((1, "auto"), (3, 40), (16, 100)):
+        changes = [
+            f"run.batch_size={size}",
+            f"run.max_batch_tokens={tokens}",
+            "arms.roe=RoE(n=3, tau=1.0, clean_layers=0)|SelfConsistency(k=3)",
+        ]
+        tokenscale("run", "recipe.yaml", *changes, "arms.beams=BeamSearch(width=2)", "--out", f"out{size}", "--json")
+        for path in sorted(Path(f"out{size}/answers").iterdir()):
+            rows = [json.loads(line)["row"] for line in path.read_text().splitlines()]
+            found = [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+            assert all(row["cost"]["flops"] > 0 and row["cost"]["bytes"] > 0 for row in found)
+            answers.setdefault(path.name, []).append(found)
+    assert len(answers) == 4
+    for runs in answers.values():
+        assert len(runs) == 3
+        assert runs[0] == runs[1] == runs[2]
+
+
+def test_generate_takes_bounds_of_the_batch(tokenscale):
+    options = ["-p", "SelfConsistency(k=3)", "--max-new-tokens", "4", "--json", "1+1="]
+    wanted = tokenscale("generate", *options).stdout
+    for bounds in (["--batch-size", "1"], ["--batch-size", "auto", "--max-batch-tokens", "9"]):
+        assert tokenscale("generate", *bounds, *options).stdout == wanted
+
+
+def test_want_of_memory_is_said_and_one_that_helps_nothing_is_exit_code_1(tokenscale, monkeypatch):
+    """Two searches do not fit: a note, and the same report. Where one does not fit either, the run has failed."""
+    monkeypatch.setattr(memory, "release", lambda: None)  # collecting a test process takes longer than the test
+    tokenscale("run", "recipe.yaml", "--out", "whole")
+    step = ToyModel.step
+
+    def scarce(most):
+        def small(self, state, tokens, *plan):
+            if len(tokens) > most:
+                raise MemoryError
+            return step(self, state, tokens, *plan)
+
+        return small
+
+    monkeypatch.setattr(ToyModel, "step", scarce(1))
+    shown = tokenscale("run", "recipe.yaml", "--out", "out").stderr
+    assert "note: memory ran out for 5 searches at once (MemoryError): at most 2 at once go on" in shown
+    whole, found = (json.loads(Path(name, "report.json").read_text()) for name in ("whole", "out"))
+    for report in (whole, found):
+        for arm in report["arms"]:
+            del arm["seconds"]
+    assert found == whole
+    monkeypatch.setattr(ToyModel, "step", scarce(0))
+    result = tokenscale("run", "recipe.yaml", "--out", "none", code=1)
+    assert "do not fit in memory by themselves (MemoryError)" in result.stderr
+    assert "fix: lower max_new_tokens" in result.stderr
+    assert not Path("none").exists()
 
 
 def test_an_interrupt_says_how_to_go_on(tokenscale, monkeypatch):

@@ -8,7 +8,8 @@ import weakref
 
 import pytest
 
-from tokenscale.core.errors import CapabilityError, ModelError, PromptError, RecipeError
+from tokenscale.core import memory
+from tokenscale.core.errors import CapabilityError, ModelError, PromptError, RecipeError, TokenscaleWarning
 from tokenscale.experiments import execute as module
 from tokenscale.experiments.execute import execute
 from tokenscale.experiments.store import Slot, Store
@@ -131,10 +132,68 @@ def test_a_finished_run_is_not_run_again(load, toy, tmp_path, monkeypatch):
 
 
 def test_batch_size_changes_nothing(load, toy, tmp_path):
-    reports = [
-        execute(load(f"run.batch_size={size}"), tmp_path / str(size), open_model=toy, clock=still) for size in (1, 16)
+    """No byte of answers and reports, and so no bill."""
+    bounds = [("1", "auto"), ("3", "30"), ("16", "60"), ("auto", "auto")]
+    for number, (size, tokens) in enumerate(bounds):
+        arguments = [f"run.batch_size={size}", f"run.max_batch_tokens={tokens}"]
+        execute(load(*arguments), tmp_path / str(number), open_model=toy, clock=still)
+        assert contents(tmp_path / str(number)) == contents(tmp_path / "0")
+
+
+def machine(folder):
+    return json.loads((folder / "machine.json").read_text())
+
+
+def test_what_the_machine_did_stands_beside_the_answers(load, toy, tmp_path):
+    """The bounds, given or chosen, and counts: a record for each arm and seed, which nothing depends on."""
+    execute(load("run.batch_size=3", "run.max_batch_tokens=40"), tmp_path / "out", open_model=toy)
+    records = machine(tmp_path / "out")
+    assert [record["file"] for record in records] == [
+        f"arithmetic.toy.{arm}.seed0.jsonl" for arm in ("greedy", "roe", "vote")
     ]
-    assert reports[0] == reports[1]
+    for record in records:
+        assert (record["batch_size"], record["max_batch_tokens"], record["chosen"]) == (3, 40, False)
+        assert (record["halvings"], record["halved_to"]) == (0, None)
+        assert record["most_tokens"] <= 40
+    assert [record["started"] for record in records] == [5, 5, 10]
+    execute(load("run.batch_size=1"), tmp_path / "out", open_model=toy)
+    assert machine(tmp_path / "out") == records  # nothing was run
+    execute(load(), tmp_path / "auto", open_model=toy)
+    assert {(record["batch_size"], record["chosen"]) for record in machine(tmp_path / "auto")} == {(64, True)}
+    assert all(record["max_batch_tokens"] > 1000 for record in machine(tmp_path / "auto"))
+
+
+def test_an_interrupted_run_has_a_record_and_is_gone_on_with(load, toy, tmp_path):
+    def kill(progress):
+        if progress.done == 7:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        execute(load(), tmp_path / "out", open_model=toy, progress=kill)
+    first = machine(tmp_path / "out")
+    assert [record["file"].split(".")[2] for record in first] == ["greedy", "roe"]
+    (tmp_path / "out" / "machine.json").write_text("[{half")  # by whatever: it stops nothing
+    execute(load(), tmp_path / "out", open_model=toy)
+    assert [record["file"].split(".")[2] for record in machine(tmp_path / "out")] == ["roe", "vote"]
+
+
+def test_memory_that_ran_out_for_an_arm_bounds_its_other_seeds(load, toy, tmp_path, monkeypatch):
+    """It is halved once for each arm, not for each seed; answers are those of a machine with memory."""
+    monkeypatch.setattr(memory, "release", lambda: None)  # collecting a test process takes longer than the test
+    execute(load("seeds=[0, 1]"), tmp_path / "whole", open_model=toy, clock=still)
+    step = ToyModel.step
+
+    def scarce(self, state, tokens, *plan):
+        if len(tokens) > 3:
+            raise MemoryError
+        return step(self, state, tokens, *plan)
+
+    monkeypatch.setattr(ToyModel, "step", scarce)
+    with pytest.warns(TokenscaleWarning, match="memory ran out for"):
+        execute(load("seeds=[0, 1]"), tmp_path / "out", open_model=toy, clock=still)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    halvings = {record["file"]: record["halvings"] for record in machine(tmp_path / "out")}
+    assert [halvings[f"arithmetic.toy.vote.seed{seed}.jsonl"] for seed in range(2)] == [2, 0]
 
 
 @pytest.mark.parametrize("argument", ["seeds=[1]", "arms.vote=SelfConsistency(k=4)", "contrasts=[]", "margin=1.0"])

@@ -91,6 +91,14 @@ WRONG = [
         "pairs",
     ),
     ("question: Why?", "question: Why?\nmargin: .inf", 3, 9, "margin:", "points of accuracy"),
+    (
+        "question: Why?",
+        "question: Why?\nrun: {max_batch_tokens: 1.5}",
+        3,
+        25,
+        "run.max_batch_tokens: must be auto or a whole number from 1, got 1.5",
+        "write auto",
+    ),
     ("question: Why?", "question: Why?\nrun: {batch_size: 0}", 3, 19, "run.batch_size: must be auto or", "auto"),
     (
         "question: Why?",
