@@ -214,5 +214,10 @@ def test_memory_that_runs_out_on_one_rank_ends_the_run(monkeypatch: pytest.Monke
     ):
         raise torch.OutOfMemoryError("CUDA out of memory")
     assert out_of_memory(caught.value) is None
+    with (
+        pytest.raises(ModelError, match="the plan by which transformers shards this model does not run: mixed"),
+        ranks.lockstep(),
+    ):
+        raise RuntimeError("mixed torch.Tensor and DTensor")
     with pytest.raises(RuntimeError, match="shape"), ranks.lockstep():
         raise RuntimeError("shape mismatch")

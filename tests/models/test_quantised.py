@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 import tokenscale as ts
 from tests.models.test_load import tokenizer
 from tests.models.tiny import tiny
+from tests.models.zoo import tiny_model
 from tokenscale.core.errors import ModelError
 from tokenscale.models.quantised import COUNTED, method_of
 from tokenscale.models.stored import parts, stored_bytes
@@ -124,6 +125,11 @@ def test_a_quantised_router_is_refused_with_the_fix(method: str, fix: str, how: 
     message = rf"(?s)the router model.layers.1.mlp.gate .* is quantised by {method}, and 1 more: .*fix: .*{fix}"
     with pytest.raises(ModelError, match=message):
         ts.wrap(with_method(model, method))
+
+
+@pytest.mark.parametrize("name", ["deepseek_v4", "doge"])
+def test_tables_of_whole_numbers_and_routers_with_layers_are_no_codes(name: str) -> None:
+    assert ts.wrap(tiny_model(name)).inspect_layers() != []
 
 
 def tiny_route(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:

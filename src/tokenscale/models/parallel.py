@@ -63,6 +63,9 @@ class Ranks:
         try:
             yield
         except (RuntimeError, MemoryError) as error:
+            if "DTensor" in str(error):
+                message = f"the plan by which transformers shards this model does not run: {str(error).splitlines()[0]}"
+                raise ModelError(message, "give a tp_plan of your own, or load it on one device") from error
             if text := out_of_memory(error):
                 hint = "give smaller bounds for all ranks, such as max_batch_tokens=4096 or batch_size=4"
                 raise OutOfMemoryError(f"memory ran out on rank {self.rank} of {self.size}: {text}", hint) from error
@@ -115,9 +118,10 @@ def _refused(config: Any) -> str:
 
 def _check_heads(model: Any, size: int) -> None:
     config = model.config.get_text_config(decoder=True)
-    heads = config.num_attention_heads
-    keys = getattr(config, "num_key_value_heads", None) or heads
-    if get_kv_heads_per_rank(model.tp_plan, keys, size) is None:
+    layers = config.per_layer_config if getattr(config, "is_heterogeneous", False) else [config]
+    counts = [getattr(layer, "num_key_value_heads", None) or layer.num_attention_heads for layer in layers]
+    if get_kv_heads_per_rank(model.tp_plan, counts, size) is None:
+        keys = next(count for count in counts if count % size)
         raise ModelError(
             f"{type(model).__name__} has {keys} heads of keys and values, which {size} ranks cannot share evenly",
             f"start as many processes as divide {keys}, or load it on one device",

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from tokenscale.core.errors import ModelError
 from tokenscale.models.experts import expert_holders
@@ -27,7 +28,6 @@ SKIP = {
 }
 """What keeps modules as they are, by method; the others have `modules_to_not_convert`."""
 OTHERWISE = "quantization_config with modules_to_not_convert=[{names}]"
-PLAIN = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def method_of(quantization: Any) -> str:
@@ -62,7 +62,7 @@ def quantised(model: Any) -> bool:
     """Whether some weights are codes: a quantizer of transformers is at work, or parameters are no plain numbers."""
     if getattr(model, "hf_quantizer", None) is not None:
         return True
-    return any(p.dtype not in PLAIN for p in model.parameters())
+    return any(_coded(p) for p in model.parameters())
 
 
 def check_quantised(model: Any, routers: Sequence[Router]) -> None:
@@ -93,11 +93,16 @@ def _skipping(method: str, names: Sequence[str]) -> str:
 
 
 def _plain(module: nn.Module) -> bool:
-    """Whether a module's numbers are floating-point ones of 16 bits or more, multiplied by torch itself."""
-    numbers = [t for t in [*module.parameters(), *module.buffers()] if t.ndim > 1 or not t.is_floating_point()]
-    linear = [m for m in module.modules() if type(m).__name__.lower().find("linear") >= 0]
+    """Whether a module's weights are no codes, and its layers are torch's or transformers' models' own."""
+    linear = [m for m in module.modules() if "linear" in type(m).__name__.lower()]
     plain = all(type(m).__module__.startswith(("torch.nn.", "transformers.models.")) for m in linear)
-    return plain and all(t.dtype in PLAIN and not hasattr(t, "__tensor_flatten__") for t in numbers)
+    return plain and not any(_coded(t) for t in [*module.parameters(), *module.buffers()])
+
+
+def _coded(tensor: Tensor) -> bool:
+    """Of one byte or less a number, or made of other tensors. Tables of whole numbers are no codes."""
+    wrapped = hasattr(tensor, "__tensor_flatten__") and not isinstance(tensor, DTensor)
+    return wrapped or (tensor.element_size() == 1 and tensor.dtype != torch.bool)
 
 
 def _check_experts(model: Any, routers: Sequence[Router]) -> None:
