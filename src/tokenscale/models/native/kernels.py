@@ -1,0 +1,86 @@
+"""Which modules of a model the kernels run, and the forward in which they do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tokenscale.models.native.experts import experts_forward, why_not
+from tokenscale.models.native.library import DTYPES, linear, why_missing
+
+MOST_ROWS = 16  # of a linear layer, up to which reading its matrix is most of the work
+
+
+class Kernels:
+    """The modules of one model whose forward the kernels replace while the model runs for us.
+
+    `left` are modules to leave alone: routers, whose operations are watched. `experts` and `linear` are how many
+    there are. The model itself is left as it is: a forward is replaced on the
+    instance, and given back.
+    """
+
+    def __init__(self, model: nn.Module, left: Iterable[nn.Module] = ()) -> None:
+        kept = {id(inner) for module in left for inner in module.modules()}
+        self._forwards: list[tuple[dict[str, Any], Callable[..., Tensor]]] = []
+        self.experts = self.linear = 0
+        self.refused = ""
+        for module in model.modules():
+            if "forward" in vars(module) or id(module) in kept:  # replaced already, by a device map's hook for example
+                continue
+            if type(module).__name__.endswith("Experts"):
+                self._add_experts(module)
+            elif type(module) is nn.Linear and _fits(module):
+                self._forwards.append((vars(module), _linear_forward(module)))
+                self.linear += 1
+
+    def _add_experts(self, module: nn.Module) -> None:
+        if why := why_not(module):
+            self.refused = why
+            return
+        self._forwards.append((vars(module), partial(experts_forward, module)))
+        self.experts += 1
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """The model runs by the kernels inside."""
+        for attributes, forward in self._forwards:
+            attributes["forward"] = forward
+        try:
+            yield
+        finally:
+            for attributes, _ in self._forwards:
+                attributes.pop("forward", None)
+
+
+def find_kernels(model: nn.Module, left: Iterable[nn.Module] = ()) -> Kernels | str:
+    """The kernels of a model, or why there are none, as the end of a sentence."""
+    weight = next(model.parameters(), None)
+    if weight is None or weight.device.type != "cpu":
+        return "they are for models on a CPU"
+    if weight.dtype not in DTYPES:
+        return f"they compute in float32 and bfloat16, and the model in {weight.dtype}"
+    return why_missing() or Kernels(model, left)
+
+
+def _fits(module: nn.Linear) -> bool:
+    weight = module.weight
+    plain = type(weight) is nn.Parameter  # a quantised or sharded weight only looks like one
+    return plain and weight.device.type == "cpu" and weight.dtype in DTYPES and weight.is_contiguous()
+
+
+def _linear_forward(module: nn.Linear) -> Callable[[Tensor], Tensor]:
+    parameters, inputs = module._parameters, module.in_features
+
+    def forward(x: Tensor) -> Tensor:
+        weight, bias = parameters["weight"], parameters["bias"]
+        assert weight is not None
+        if x.numel() > MOST_ROWS * inputs or x.dtype != weight.dtype:
+            return F.linear(x, weight, bias)
+        return linear(x, weight, bias)
+
+    return forward
