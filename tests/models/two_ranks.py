@@ -75,6 +75,7 @@ def main(folder: Path) -> None:
     said["least"] = lm.ranks.least(7 - rank)
     load = lambda name: ts.load(folder / name, distributed_config=DistributedConfig(tp_plan="auto"))  # noqa: E731
     said["one head"] = refusal(lambda: load("one-head"))
+    said["plan"] = refusal(lambda: load("doge"))
     said["other weights"] = refusal(lambda: load(f"rank-{rank}"))
     said["rank"] = rank
     (folder / f"rank-{rank}.json").write_text(json.dumps(said))

@@ -20,6 +20,7 @@ from transformers.distributed.tensor_parallel import get_kv_heads_per_rank
 
 from tokenscale.core.errors import ArgumentError, ModelError, OutOfMemoryError
 from tokenscale.core.memory import out_of_memory
+from tokenscale.models.stored import runs_on
 
 ALONE = "load it with distributed_config=DistributedConfig(tp_plan='auto') under torchrun, or on one device"
 
@@ -63,9 +64,6 @@ class Ranks:
         try:
             yield
         except (RuntimeError, MemoryError) as error:
-            if "DTensor" in str(error):
-                message = f"the plan by which transformers shards this model does not run: {str(error).splitlines()[0]}"
-                raise ModelError(message, "give a tp_plan of your own, or load it on one device") from error
             if text := out_of_memory(error):
                 hint = "give smaller bounds for all ranks, such as max_batch_tokens=4096 or batch_size=4"
                 raise OutOfMemoryError(f"memory ran out on rank {self.rank} of {self.size}: {text}", hint) from error
@@ -90,8 +88,8 @@ def find_ranks(model: Any) -> Ranks | None:
     """The ranks of a sharded model; None where one process holds all of it.
 
     Raises ModelError for what cannot run in lockstep: layers in a pipeline, replicas with batches of their
-    own, experts spread over other groups than the dense weights, weights sharded by other means, and heads
-    that the ranks cannot share evenly.
+    own, experts spread over other groups than the dense weights, weights sharded by other means, heads
+    that the ranks cannot share evenly, and plans of transformers that do not run.
     """
     config, name = getattr(model.config, "distributed_config", None), type(model).__name__
     mesh = getattr(model, "_mesh_manager", None)
@@ -103,7 +101,25 @@ def find_ranks(model: Any) -> Ranks | None:
         raise ModelError(f"{name} is loaded with {why}", ALONE)
     _check_heads(model, config.tp_size)
     group = mesh.get_mesh("tp").get_group()
-    return Ranks(dist.get_rank(group), config.tp_size, group, torch.device(mesh.get_mesh("tp").device_type))
+    ranks = Ranks(dist.get_rank(group), config.tp_size, group, torch.device(mesh.get_mesh("tp").device_type))
+    _check_plan(model, ranks)
+    return ranks
+
+
+@torch.no_grad()
+def _check_plan(model: Any, ranks: Ranks) -> None:
+    """Runs two tokens: not every plan in transformers runs, and ranks must get the same logits to the bit."""
+    name = type(model).__name__
+    ids = torch.tensor([[0, 1]], device=runs_on(model.get_input_embeddings()))
+    try:
+        logits = model(input_ids=ids).logits
+    except Exception as error:  # each model's code meets sharded tensors in its own way
+        told = next(iter(str(error).splitlines()), "") or type(error).__name__
+        message = f"the plan by which transformers shards {name} does not run: {told}"
+        raise ModelError(message, "give DistributedConfig a tp_plan of your own, or load it on one device") from error
+    if not ranks.equal(digest(logits)):
+        message = f"the ranks of {name} compute different logits from the same tokens, so they would part"
+        raise ModelError(message, "run all ranks on devices of one kind")
 
 
 def _refused(config: Any) -> str:
