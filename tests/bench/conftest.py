@@ -8,13 +8,20 @@ import pytest
 import torch
 
 from tokenscale.bench.bandwidth import Limits
-from tokenscale.bench.subject import Subject
+from tokenscale.bench.random_models import numbers_tokenizer, random_model
+from tokenscale.bench.subject import Subject, twin
+from tokenscale.models.hf import wrap
 
 
 @pytest.fixture(scope="session")
 def tiny() -> Subject:
-    """A random OLMoE of two layers."""
-    return Subject.open("random-olmoe-tiny", "float32", 1, rounds=1)
+    """A random OLMoE of two layers, with weights so large that a wrong expert or gate weight shows."""
+    model = random_model("random-olmoe-tiny")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(6)
+    return Subject("random-olmoe-tiny", wrap(model, numbers_tokenizer(128)), twin(model), threads=1, rounds=1)
 
 
 @pytest.fixture(autouse=True)
