@@ -21,6 +21,7 @@ from tokenscale.core.constraint import Constraint
 from tokenscale.core.cost import Usage
 from tokenscale.core.data import Ask, Candidate
 from tokenscale.core.errors import OutOfMemoryError, TokenscaleWarning
+from tokenscale.core.folding import aggregated
 from tokenscale.core.group import Group
 from tokenscale.core.model import LanguageModel
 from tokenscale.core.opening import Opener, check_free
@@ -171,9 +172,8 @@ class LocalBackend(Backend):
         assert self._proposals is not None
         beams = [beam for group in self._groups for beam in group.beams]
         rows, works = self._proposals.propose(torch.tensor([b.last for b in beams]))
-        log_probs = self._aggregator.aggregate(rows).cpu()
-        fell_back = self._aggregator.fell_back(rows).tolist()
-        log_probs, allowed = self._permitted.of(beams, rows, log_probs, fell_back)
+        log_probs, fell_back = aggregated(self._aggregator, rows)
+        log_probs, allowed = self._permitted.of(beams, rows, log_probs.cpu(), fell_back)
         records = StepRecords(rows, works, self._groups[0].cached, log_probs, fell_back, self._trace, self._signals)
         choices = choose(self._groups, allowed, log_probs, max(1, len(self._lm.eos_ids)))
         parents, start = list[int](), 0

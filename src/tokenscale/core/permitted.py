@@ -39,7 +39,7 @@ class Permitted:
         if len(self._suppressed) or any(mask is not None for mask in masks):
             allowed = torch.stack([self._kept(row, mask) for row, mask in zip(log_probs, masks, strict=True)])
             for i in allowed.isneginf().all(-1).nonzero()[:, 0].tolist():
-                first = torch.log_softmax(rows.logits[i, 0].cpu(), -1)
+                first = torch.log_softmax(rows.part(slice(i, i + 1), slice(1)).logits[0, 0].cpu(), -1)
                 log_probs = log_probs.index_copy(0, torch.tensor([i]), first[None])
                 allowed[i] = self._kept(first, masks[i])
                 fell_back[i] = True

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from tokenscale.core.cost import Cached, Prefill
 from tokenscale.core.model import LanguageModel, State
 from tokenscale.core.strategy import Rows
+from tokenscale.core.unread import Logits
 
 
 def start_all(lm: LanguageModel, prompts: Sequence[tuple[int, ...]]) -> tuple[State, list[Cached]]:
@@ -37,6 +36,6 @@ def cached(
     ]
 
 
-def all_valid(logits: Float[Tensor, "batch rows vocab"]) -> Rows:
+def all_valid(logits: Logits) -> Rows:
     """Rows without padding."""
-    return Rows(logits, torch.ones(logits.shape[:2], dtype=torch.bool, device=logits.device))
+    return Rows.of(logits, torch.ones(logits.shape[:2], dtype=torch.bool, device=logits.device))

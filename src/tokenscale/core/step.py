@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tokenscale.core.cost import Packed
 from tokenscale.core.shape import ModelShape
+from tokenscale.core.unread import Reads
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,13 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Step:
+class Step(Reads):
     """One forward's outcome.
 
-    `logits` are float32 and raw. `experts` marks the experts each row ran; None for a dense model.
-    `noisy[b, i, l]` says that noise took part in row i's choice in MoE layer l, and `changed` that it
-    changed the set of experts, compared with the same row's choice without noise; both None where
-    no noise was asked for.
+    `logits` are float32 and raw; large ones are computed when they are read. `experts` marks the experts each
+    row ran; None for a dense model. `noisy[b, i, l]` says that noise took part in row i's choice in MoE layer l,
+    and `changed` that it changed the set of experts, compared with the same row's choice without noise; both
+    None where no noise was asked for.
     """
 
     logits: Float[Tensor, "batch rows vocab"]
@@ -64,7 +65,7 @@ class Step:
 
     def work(self, shape: ModelShape, valid: Bool[Tensor, "batch run_rows"] | None = None) -> Work:
         """The forward as work. Rows that are not `valid` are padding, which nobody is billed for."""
-        batch, heads = self.logits.shape[:2]
+        batch, heads, _ = self.held.shape
         run_rows = heads if self.experts is None else self.experts.shape[1]
         if valid is None:
             rows = torch.full((batch,), run_rows)

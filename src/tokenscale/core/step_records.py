@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,13 +14,12 @@ from torch import Tensor
 from tokenscale.core.cost import Cached, Packed, Ran
 from tokenscale.core.data import RoutingStats
 from tokenscale.core.errors import ModelError
+from tokenscale.core.folding import chunks, whole
 from tokenscale.core.record import TokenRecord
 from tokenscale.core.signals import SIGNALS
 from tokenscale.core.step import Work, pack_experts
 from tokenscale.core.strategy import Rows
-
-if TYPE_CHECKING:
-    pass
+from tokenscale.core.unread import ALL
 
 Counts = tuple[list[int], list[int], list[int], Packed]
 
@@ -116,12 +114,24 @@ def _ran_once(counts: Counts, start: int, end: int) -> Ran:
 def entropy_and_disagreement(
     rows: Rows, log_probs: Float[Tensor, "batch vocab"]
 ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
-    """Entropy of the aggregate, and of the rows' mean minus the mean of the rows' (both in nats)."""
-    weight = rows.valid / rows.valid.sum(-1, keepdim=True)
-    probs = torch.softmax(rows.logits.masked_fill(~rows.valid[..., None], 0.0), -1)
-    mean = (probs * weight[..., None]).sum(1)
-    spread = _entropy(mean) - (_entropy(probs) * weight).sum(-1)
+    """Entropy of the aggregate, and of the rows' mean minus the mean of the rows' (both in nats).
+
+    Unread logits are computed for it once more.
+    """
+    spread = torch.cat([_disagreement(rows.part(sequences, ALL)) for sequences in whole(rows)])
     return _entropy(log_probs.exp()), spread.clamp_min(0.0)
+
+
+def _disagreement(rows: Rows) -> Float[Tensor, " batch"]:
+    """Summed over chunks of rows, where there are too many to be read at once."""
+    mean: Tensor | float = 0.0
+    own: Tensor | float = 0.0
+    count = rows.valid.sum(-1, keepdim=True)
+    for chunk in chunks(rows):
+        weight = chunk.valid / count
+        probs = torch.softmax(chunk.logits.masked_fill(~chunk.valid[..., None], 0.0), -1)
+        mean, own = mean + (probs * weight[..., None]).sum(1), own + (_entropy(probs) * weight).sum(-1)
+    return _entropy(torch.as_tensor(mean)) - torch.as_tensor(own)
 
 
 def _entropy(probs: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch"]:

@@ -10,12 +10,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tokenscale.core.cost import Cached, Cost, Lane, Ran, Usage
+from tokenscale.core.folding import aggregated
 from tokenscale.core.ledger import Ledger
 from tokenscale.core.model import LanguageModel
 from tokenscale.core.noise import Stream
 from tokenscale.core.record import TokenRecord
 from tokenscale.core.step_records import StepRecords
 from tokenscale.core.strategy import Aggregator, TokenProposer
+from tokenscale.core.unread import ALL
 
 
 @dataclass(frozen=True)
@@ -97,9 +99,12 @@ def _stepped_together(
     live = growing
     while live:
         rows, works = proposals.propose(torch.tensor([text.last for text in live]))
-        log_probs, fell_back = aggregator.aggregate(rows).cpu(), aggregator.fell_back(rows).tolist()
+        log_probs, fell_back = aggregated(aggregator, rows)
+        log_probs = log_probs.cpu()
         records = StepRecords(rows, works, live[0].cached, log_probs, fell_back, trace=False)
-        clean = torch.log_softmax(rows.logits[:, 0].float(), -1).cpu() if proposer.clean_row else None
+        clean = None
+        if proposer.clean_row:
+            clean = torch.log_softmax(rows.part(ALL, slice(1)).logits[:, 0].float(), -1).cpu()
         for place, text in enumerate(live):
             text.add(records, place, clean)
         going = [place for place, text in enumerate(live) if text.missing]

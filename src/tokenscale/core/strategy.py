@@ -23,17 +23,23 @@ from tokenscale.core.plan import RowPlan
 from tokenscale.core.reward import Grade
 from tokenscale.core.stage import Kind, Stage
 from tokenscale.core.step import Work
+from tokenscale.core.unread import Reads, cut
 
 
 @dataclass(frozen=True)
-class Rows:
+class Rows(Reads):
     """The proposals for one token: `logits` raw in float32; rows that are not `valid` are padding.
 
-    Row 0 is the clean row where there is one. Every sequence has at least one valid row.
+    Row 0 is the clean row where there is one. Every sequence has at least one valid row. Large logits are
+    computed when they are read, all at once as `logits`, or those of a `part`.
     """
 
     logits: Float[Tensor, "batch rows vocab"]
     valid: Bool[Tensor, "batch rows"]
+
+    def part(self, sequences: slice, rows: slice) -> Rows:
+        """Some rows of some sequences, unread where these are."""
+        return Rows.of(cut(self.held, sequences, rows), self.valid[sequences, rows])
 
 
 class Aggregator(Stage):
@@ -52,7 +58,7 @@ class Aggregator(Stage):
 
     def fell_back(self, rows: Rows) -> Bool[Tensor, " batch"]:
         """Which sequences had no token that all rows allow, so that the first valid row was used instead."""
-        return torch.zeros(len(rows.logits), dtype=torch.bool)
+        return torch.zeros(rows.held.shape[0], dtype=torch.bool)
 
     def init(self, batch: int, vocab: int) -> Any:
         """The fold's empty accumulator."""
@@ -65,6 +71,13 @@ class Aggregator(Stage):
     def finish(self, accumulator: Any) -> Float[Tensor, "batch vocab"]:
         """Equals `aggregate` of all rows given to `update`, up to rounding."""
         raise NotImplementedError(f"{type(self).__name__} has no fold form")
+
+    def fold_fell_back(self, accumulator: Any) -> Bool[Tensor, " batch"] | None:
+        """`fell_back` of all rows given to `update`; None: nobody ever does.
+
+        An aggregator that folds and has a `fell_back` without this is given all rows of a sequence at once.
+        """
+        return None
 
 
 class Proposals(ABC):

@@ -27,6 +27,8 @@ from tokenscale.core.errors import CapabilityError
 from tokenscale.core.model import State
 from tokenscale.core.plan import Routing, RowPlan
 from tokenscale.core.step import Step
+from tokenscale.core.unread import in_rows
+from tokenscale.models.heads import joined
 from tokenscale.models.network import Network, at, left_padded, reordered
 from tokenscale.models.prompt_routing import batches, kind, padded
 
@@ -159,17 +161,18 @@ class Expanded:
         cache = copied(start)
         if n > 1:
             reorder(cache, torch.arange(batch).repeat_interleave(n))
+        heads = network.heads(batch, plan)
         with network.varied(plan) as record:
             ids, positions = tokens.to(device).repeat_interleave(n)[:, None], (column - first)[:, None]
-            out = network.run(network.model, cache, ids, positions, mask)
+            out = network.run(heads.decoder if heads else network.model, cache, ids, positions, mask)
         if plan.commit:
             cache = getattr(out, network.cache_keyword)
             if n > 1:
                 reorder(cache, torch.arange(batch) * n)
             share(start, cache)
             group.before, group.cache, group.width, group.stepped = start, cache, column + 1, True
-        logits = out.logits.float()
-        return network.step(logits if plan.early_layers else logits.view(batch, n, -1), record, plan)
+        logits = network.logits(out, heads)
+        return network.step(logits if plan.early_layers else in_rows(logits, n), record, plan)
 
 
 NO_CLEAN_KEYS = "in the expanded form every row has a cache of its own, so none sees the clean row's key"
@@ -216,8 +219,8 @@ def _joined(steps: Sequence[Step]) -> Step:
         kept = [part for part in parts if part is not None]
         return torch.cat(kept) if kept else None
 
-    return Step(
-        torch.cat([s.logits for s in steps]),
+    return Step.of(
+        joined([s.held for s in steps]),
         together(s.experts for s in steps),
         together(s.changed for s in steps),
         together(s.noisy for s in steps),

@@ -3,33 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from tokenscale.core.cost import Prefill
 from tokenscale.core.plan import RowPlan
 from tokenscale.core.shape import ModelShape
 from tokenscale.core.step import Step, no_experts, pack_experts
+from tokenscale.core.unread import Logits, at_places, too_large
 from tokenscale.models.blocks import Blocks, dropped, early
+from tokenscale.models.heads import Heads, UnreadHeads, find_heads
+from tokenscale.models.native.kernels import Kernels
 from tokenscale.models.routers import Router, RoutingRecord, watch
 from tokenscale.models.stored import runs_on
+
+PREFILL_TOKENS = 8192  # tokens, padding included, of one prefill forward
 
 
 @dataclass(frozen=True)
 class Network:
-    """The transformers object, and what was found out about it."""
+    """The transformers object, and what was found out about it. `kernels` run its products, where there are any."""
 
     model: Any
     routers: Sequence[Router]
     shape: ModelShape
     blocks: Blocks
     cache_keyword: str
+    kernels: Kernels | None = None
 
     @cached_property
     def device(self) -> torch.device:
@@ -46,7 +52,31 @@ class Network:
     ) -> Any:
         """One forward of the model, or of its decoder without lm_head, that reads and writes `cache`."""
         keywords = {self.cache_keyword: cache}
-        return module(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, **keywords)
+        with self.installed():
+            return module(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, **keywords)
+
+    def installed(self) -> AbstractContextManager[None]:
+        """The kernels run the model inside, where there are any."""
+        return self.kernels.installed() if self.kernels else nullcontext()
+
+    def heads(self, sequences: int, plan: RowPlan) -> Heads | None:
+        """lm_head apart from the decoder, for a step whose logits are too large to be held at once.
+
+        None where they are not, or where the model does not allow it. To be asked for outside of `varied`.
+        """
+        rows = (sequences, plan.n, self.model.get_output_embeddings().weight.shape[0])
+        return self._heads if too_large(rows) and not plan.early_layers else None
+
+    @cached_property
+    def _heads(self) -> Heads | None:
+        return find_heads(self.model, self.blocks.decoder, self.installed)
+
+    def logits(self, out: Any, heads: Heads | None) -> Logits:
+        """Those of a forward of the model, or of `heads.decoder`: raw, float32 [batch, rows, vocab]."""
+        if heads is not None:
+            return UnreadHeads(heads, out.last_hidden_state)
+        logits: Tensor = out.logits.float()
+        return logits
 
     @contextmanager
     def varied(self, plan: RowPlan) -> Iterator[RoutingRecord]:
@@ -60,13 +90,13 @@ class Network:
                 stack.enter_context(early(self.blocks, plan.early_layers))
             yield record
 
-    def step(self, logits: Float[Tensor, "batch rows vocab"], record: RoutingRecord, plan: RowPlan) -> Step:
+    def step(self, logits: Logits, record: RoutingRecord, plan: RowPlan) -> Step:
         """The outcome of a forward of `plan.n` rows."""
-        batch, experts, routing = len(logits), self.shape.experts, plan.routing
+        batch, experts, routing = logits.shape[0], self.shape.experts, plan.routing
         marks = record.marks(batch, plan.n, experts) if self.routers else None
         if routing is None or routing.noisy is None:
-            return Step(logits, marks)
-        return Step(logits, marks, record.changed(batch, plan.n, experts), record.noisy(batch, plan.n))
+            return Step.of(logits, marks)
+        return Step.of(logits, marks, record.changed(batch, plan.n, experts), record.noisy(batch, plan.n))
 
     def prefills(self, record: RoutingRecord, real: Bool[Tensor, "batch length"]) -> list[Prefill]:
         """What every prompt ran; `real` are the columns that are not padding."""
@@ -109,6 +139,4 @@ def at(step: Step, index: Sequence[int]) -> Step:
     def picked(value: Tensor | None) -> Tensor | None:
         return None if value is None else value[places.to(value.device)]
 
-    return Step(
-        step.logits[places.to(step.logits.device)], picked(step.experts), picked(step.changed), picked(step.noisy)
-    )
+    return Step.of(at_places(step.held, places), picked(step.experts), picked(step.changed), picked(step.noisy))

@@ -29,7 +29,7 @@ class QueryRows:
         self.network, self.windows = network, list(windows)
         self._kinds = set(self.windows)
 
-    def prefill(self, prompts: Sequence[Sequence[int]], routing: Sequence[Routing] | None, most: int) -> State:
+    def prefill(self, prompts: Sequence[Sequence[int]], routing: Sequence[Routing] | None, most: int) -> CleanState:
         """The clean cache of all prompts, at most `most` tokens a forward."""
         kinds = [kind(routing[i] if routing else None) for i in range(len(prompts))]
         # The batch of the longest prompts comes first: the others then fit into its buffers.
@@ -74,17 +74,18 @@ class QueryRows:
         cache.reserve(n)
         current = cache.frame.width if plan.commit else cache.frame.width - 1
         positions = torch.tensor([current - column for column in cache.first], device=device)
+        heads = network.heads(batch, plan)
         with network.varied(plan) as record:
-            logits = network.run(
-                network.model,
+            out = network.run(
+                heads.decoder if heads else network.model,
                 cache,
                 tokens.to(device)[:, None].expand(batch, n),
                 positions[:, None].expand(batch, n),
                 self.row_masks(cache, plan),
-            ).logits.float()
+            )
         if plan.commit:
             cache.commit(1)
-        step = network.step(logits, record, plan)
+        step = network.step(network.logits(out, heads), record, plan)
         return step if state.in_order else at(step, state.order)
 
     def row_masks(self, cache: CleanCache, plan: RowPlan) -> Any:

@@ -149,7 +149,7 @@ class AdaptiveProposals(Proposals):
         some = rows_of(routing, start, end)
         plan = RowPlan(end - start, some, current_kv=self._samples.current_kv, commit=start == 0)
         step = self._lm.step(self._state, tokens, plan)
-        return Rows(step.logits, valid.to(step.logits.device)), step.work(self._lm.shape, valid)
+        return Rows.of(step.held, valid.to(step.held.device)), step.work(self._lm.shape, valid)
 
     def _sum(self, rows: Rows) -> Float[Tensor, "batch vocab"]:
         """The rows' probabilities of tokens that may be generated, summed."""

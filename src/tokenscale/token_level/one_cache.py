@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from tokenscale.core.cost import Cached
@@ -18,6 +18,7 @@ from tokenscale.core.plan import PLAIN, RowPlan
 from tokenscale.core.starting import all_valid
 from tokenscale.core.step import Work
 from tokenscale.core.strategy import Proposals, Rows
+from tokenscale.core.unread import Logits
 
 T = TypeVar("T")
 
@@ -33,9 +34,9 @@ class RowRule(ABC):
         """Which rows of the plan count; None for all. `fresh`: who is fed the last token of the prompt."""
         return None
 
-    def rows(self, logits: Float[Tensor, "batch rows vocab"], valid: Bool[Tensor, "batch rows"] | None) -> Rows:
+    def rows(self, logits: Logits, valid: Bool[Tensor, "batch rows"] | None) -> Rows:
         """The proposals that a step's logits make."""
-        return all_valid(logits) if valid is None else Rows(logits, valid.to(logits.device))
+        return all_valid(logits) if valid is None else Rows.of(logits, valid.to(logits.device))
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class OneCacheProposals(Proposals):
         check_room(self._lm, positions)
         valid = self._rule.valid(fresh(positions, self._cached))
         step = self._lm.step(self._state, tokens, self._rule.plan(self._readers, positions))
-        return self._rule.rows(step.logits, valid), (step.work(self._lm.shape, valid),)
+        return self._rule.rows(step.held, valid), (step.work(self._lm.shape, valid),)
 
     @property
     def cached(self) -> list[tuple[Cached, ...]]:

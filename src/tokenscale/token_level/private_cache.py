@@ -16,6 +16,7 @@ from tokenscale.core.plan import PLAIN, Routing, RowPlan
 from tokenscale.core.starting import cached, start_all
 from tokenscale.core.step import Step, Work
 from tokenscale.core.strategy import Proposals, Rows
+from tokenscale.core.unread import ALL, cut, in_rows
 from tokenscale.token_level.one_cache import check_room, fresh, picked
 from tokenscale.token_level.roe_noise import RoutingNoise, as_sequences
 
@@ -50,8 +51,8 @@ class PrivateCacheProposals(Proposals):
         step = self._lm.step(self._state, self._fed(tokens, first), plan)
         valid = torch.arange(n) < torch.where(clean, 1, n)[:, None]
         works = tuple(_row(step, row, n).work(self._lm.shape, valid[:, row, None]) for row in range(n))
-        logits = step.logits.view(len(tokens), n, -1)
-        return Rows(logits, valid.to(logits.device)), works
+        logits = in_rows(step.held, n)
+        return Rows.of(logits, valid.to(logits.device)), works
 
     def _fed(self, tokens: Int[Tensor, " batch"], first: Sequence[bool]) -> Int[Tensor, " caches"]:
         """The tokens of all caches: first the last one of its own prompt, which may not be the other rows'."""
@@ -90,7 +91,7 @@ def _row(step: Step, row: int, n: int) -> Step:
     experts, changed, noisy = (
         None if marks is None else marks[row::n] for marks in (step.experts, step.changed, step.noisy)
     )
-    return Step(step.logits[row::n], experts, changed, noisy)
+    return Step.of(cut(step.held, slice(row, None, n), ALL), experts, changed, noisy)
 
 
 def start_copies(

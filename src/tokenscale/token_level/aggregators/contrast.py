@@ -60,8 +60,10 @@ class _Contrast(Aggregator):
     def fell_back(self, rows: Rows) -> Bool[Tensor, " batch"]:
         if all_possible(rows):
             return super().fell_back(rows)
-        pair = self.update(None, rows)
-        return ~pair.distance.isneginf() & _disjoint(pair)
+        return self.fold_fell_back(self.update(None, rows))
+
+    def fold_fell_back(self, accumulator: _Pair) -> Bool[Tensor, " batch"]:
+        return ~accumulator.distance.isneginf() & _disjoint(accumulator)
 
     def init(self, batch: int, vocab: int) -> None:
         return None

@@ -74,6 +74,9 @@ class MeanLogit(Fold):
             return super().fell_back(rows)
         return no_token(self._summary(rows).total)
 
+    def fold_fell_back(self, accumulator: _Product) -> Bool[Tensor, " batch"]:
+        return no_token(accumulator.total)
+
     def _summary(self, rows: Rows) -> _Product:
         log_probs = row_log_probs(rows).masked_fill_(~rows.valid[..., None], 0.0)
         return _Product(log_probs.sum(1), rows.valid.sum(1), first_valid(rows))

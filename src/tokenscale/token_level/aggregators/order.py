@@ -46,6 +46,9 @@ class MinProbability(Fold):
             return super().fell_back(rows)
         return no_token(self._summary(rows).least)
 
+    def fold_fell_back(self, accumulator: _Least) -> Bool[Tensor, " batch"]:
+        return no_token(accumulator.least)
+
     def _summary(self, rows: Rows) -> _Least:
         log_probs = row_log_probs(rows).masked_fill_(~rows.valid[..., None], NEVER)
         return _Least(log_probs.amin(1), first_valid(rows))

@@ -54,7 +54,9 @@ class Weighted(Aggregator):
         return self.finish(self.update(None, rows))
 
     def fell_back(self, rows: Rows) -> Bool[Tensor, " batch"]:
-        accumulator = self.update(None, rows)
+        return self.fold_fell_back(self.update(None, rows))
+
+    def fold_fell_back(self, accumulator: _Weighing) -> Bool[Tensor, " batch"]:
         return accumulator.weight.isneginf() & (accumulator.rows > 1)
 
     def init(self, batch: int, vocab: int) -> None:
