@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import LlamaForSequenceClassification
 
 import tokenscale as ts
 from tests.models.test_load import tokenizer
@@ -47,7 +48,7 @@ def torchrun(*words: str) -> str:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"]
     command += ["--master-port", str(free_port()), *words]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}:{_further()}"}
-    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300, cwd=ROOT)
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=900, cwd=ROOT)
     assert ran.returncode == 0, ran.stderr[-6000:]
     return ran.stdout
 
@@ -66,7 +67,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         save(folder / f"rank-{rank}", tiny("olmoe", seed=rank))
     save(folder / "one-head", one_head())
     save(folder / "doge", tiny_model("doge"))
+    save(folder / "reward", reward())
     return folder
+
+
+def reward() -> Any:
+    config = tiny("llama").config
+    config.num_labels = 1
+    return LlamaForSequenceClassification._from_config(config, dtype=torch.float32).eval()
 
 
 def one_head() -> Any:
@@ -156,6 +164,7 @@ def test_what_ranks_cannot_share_is_refused(said: list[dict[str, Any]]) -> None:
         assert (
             "MixtralForCausalLM has 1 heads of keys and values, which 2 ranks cannot share evenly" in rank["one head"]
         )
+        assert "is sharded over ranks, and a reward model runs in one process" in rank["reward"]
         assert "the plan by which transformers shards DogeForCausalLM does not run: The size of tensor" in rank["plan"]
         assert f"the ranks hold different models: on rank {number} it is" in rank["other weights"]
 

@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor
 from transformers import DistributedConfig
 
 import tokenscale as ts
+from tokenscale.models.reward import load_reward
 
 PROMPTS = [(5, 6, 7, 8, 9), (12, 13), (20, 21, 22), (14,)]
 PIPES = {
@@ -75,6 +76,8 @@ def main(folder: Path) -> None:
     said["least"] = lm.ranks.least(7 - rank)
     load = lambda name: ts.load(folder / name, distributed_config=DistributedConfig(tp_plan="auto"))  # noqa: E731
     said["one head"] = refusal(lambda: load("one-head"))
+    parallel = DistributedConfig(tp_plan="auto")
+    said["reward"] = refusal(lambda: load_reward(folder / "reward", distributed_config=parallel))
     said["plan"] = refusal(lambda: load("doge"))
     said["other weights"] = refusal(lambda: load(f"rank-{rank}"))
     said["rank"] = rank

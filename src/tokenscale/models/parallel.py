@@ -84,6 +84,11 @@ def digest(value: Any, seed: int = 0) -> int:
     return zlib.crc32(repr(value).encode(), seed)
 
 
+def sharded(model: Any) -> bool:
+    """Whether some of its weights are parts, of which other processes hold the rest."""
+    return any(isinstance(p, DTensor) for p in model.parameters())
+
+
 def find_ranks(model: Any) -> Ranks | None:
     """The ranks of a sharded model; None where one process holds all of it.
 
@@ -94,7 +99,7 @@ def find_ranks(model: Any) -> Ranks | None:
     config, name = getattr(model.config, "distributed_config", None), type(model).__name__
     mesh = getattr(model, "_mesh_manager", None)
     if config is None or mesh is None:
-        if any(isinstance(p, DTensor) for p in model.parameters()):
+        if sharded(model):
             raise ModelError(f"the weights of {name} are sharded, but not by transformers' DistributedConfig", ALONE)
         return None
     if why := _refused(config):

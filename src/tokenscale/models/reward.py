@@ -22,9 +22,11 @@ from tokenscale.core.step import no_experts, pack_experts
 from tokenscale.models.checkpoint import read_checkpoint
 from tokenscale.models.fingerprint import fingerprint
 from tokenscale.models.graded_text import Encoded, encode_graded
+from tokenscale.models.parallel import sharded
 from tokenscale.models.routers import find_routers
 from tokenscale.models.shape import model_shape
 from tokenscale.models.source import REWARD_MODELS, loadable
+from tokenscale.models.stored import runs_on
 from tokenscale.models.supported import cache_form, context_length
 
 FORWARD_TOKENS = 8192  # tokens, padding included, of one forward
@@ -74,6 +76,9 @@ class HFRewardModel(RewardModel):
     def __init__(self, model: Any, tokenizer: Any, name: str, label: int | None = None) -> None:
         if model.training:
             raise ModelError(f"{type(model).__name__} is in training mode, so dropout is on", "call model.eval() first")
+        if sharded(model):
+            message = f"{name} is sharded over ranks, and a reward model runs in one process"
+            raise ModelError(message, "leave distributed_config out: every rank then scores with a model of its own")
         if find_routers(model):
             message = f"{name} has experts, whose cost as a reward model is not known here"
             raise ModelError(message, "use a dense reward model")
@@ -110,7 +115,7 @@ class HFRewardModel(RewardModel):
 
     def _run(self, texts: Sequence[Encoded]) -> list[list[float]]:
         """The scores of texts in one forward; padding is on the right."""
-        length, device = max(len(text.ids) for text in texts), self.model.device
+        length, device = max(len(text.ids) for text in texts), runs_on(self.model)
         pad = self.model.config.get_text_config().pad_token_id or 0
         ids = torch.tensor([[*text.ids, *[pad] * (length - len(text.ids))] for text in texts], device=device)
         mask = torch.tensor([[1] * len(t.ids) + [0] * (length - len(t.ids)) for t in texts], device=device)
@@ -161,7 +166,7 @@ def _is_causal(model: Any) -> bool:
     """
     if not isinstance(getattr(model, "score", None), nn.Linear) or model.base_model is model:
         return False
-    ids = torch.tensor([[5, 6, 7]], device=model.device)
+    ids = torch.tensor([[5, 6, 7]], device=runs_on(model))
     states = [model.base_model(input_ids=ids[:, :length], use_cache=False).last_hidden_state for length in (2, 3)]
     short, long = (state[:, :2].float() for state in states)
     return bool((short - long).norm() <= ALIKE * short.norm())
