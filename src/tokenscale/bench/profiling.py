@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -73,6 +74,7 @@ def measure(subject: Subject, sizes: Sizes, limits: Limits) -> Outcome:
     """The parts of a step of 8 rows, largest first. The profiler itself slows small operations down."""
     if ROUTING_NOISE not in subject.lm.capabilities:
         raise LeftOut(f"RoE does not run on it: {subject.lm.lacks(ROUTING_NOISE)}")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler announces itself on stderr
     step = Step(subject.lm, subject.prompt(sizes.context), ROWS)
     with marked(subject.lm.model):
         for _ in range(3):
