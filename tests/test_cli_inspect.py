@@ -43,6 +43,7 @@ def test_text_shows_the_model_and_the_cost_of_rows(folder: Path) -> None:
         "parameters 53.7 k, active per token: 30.6 k",
         "KV bytes 384 per token, 15.4 k for a sequence of 40",
         "cache form query rows: all its layers store plain keys and values",
+        "compiled steps on a GPU, or with compile=True",
         "RoE offered",
         "A token under RoE(n) at 40 keys",
         "E (1 - (1 - k/E)^n)",

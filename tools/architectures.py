@@ -56,9 +56,9 @@ tokenscale inspect demo
 ```
 
 It needs no weights: a folder with `config.json` alone is enough. A hub id reaches the network, because you name
-it. The command prints layers, routers, parameters, FLOPs and KV bytes, the cache form and what RoE costs at
-n = 1 to 64. Its counts of distinct experts assume independent rows under uniform routing, E (1 - (1 - k/E)^n);
-the rows of one token choose much alike, so real routing overlaps more.
+it. The command prints layers, routers, parameters, FLOPs and KV bytes, the cache form, whether steps can be
+compiled, and what RoE costs at n = 1 to 64. Its counts of distinct experts assume independent rows under uniform
+routing, E (1 - (1 - k/E)^n); the rows of one token choose much alike, so real routing overlaps more.
 
 ## What the columns say
 

@@ -85,6 +85,7 @@ def _lines(found: Inspection) -> Iterator[tuple[str, str]]:
         yield "KV bytes", f"{per_token} per token, {whole} for a sequence of {found.context}"
     yield "windows", ", ".join(f"{layers} layers of {keys} keys" for keys, layers in found.windows.items()) or "none"
     yield "cache form", f"{found.cache_form}: {found.cache_form_reason}"
+    yield "compiled steps", f"no: {found.uncompiled}" if found.uncompiled else "on a GPU, or with compile=True"
     yield "RoE", "offered" if not found.roe else f"not offered: {found.roe}"
 
 

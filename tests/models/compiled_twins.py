@@ -15,7 +15,7 @@ from tokenscale.core.plan import Routing, RowPlan
 from tokenscale.core.step import Step
 from tokenscale.models.compiled import CompiledRows
 from tokenscale.models.query_rows import QueryRows
-from tokenscale.models.supported import cache_form
+from tokenscale.models.supported import cache_form, shared_form
 
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11, 12, 13, 14], [12, 13], [20, 21, 22, 23, 24]]
 
@@ -38,8 +38,9 @@ def dense() -> Any:
 def both(model: Any, backend: Any = "eager") -> tuple[Any, Any]:
     """A model with compiled steps, and with the uncompiled query rows of transformers' own code."""
     lm, plain = ts.wrap(model), ts.wrap(model)
-    windows = cache_form(model.config, type(model)).windows
-    lm.rows = CompiledRows(lm.network, windows, backend=backend, required=True)
+    form = cache_form(model.config, type(model))
+    windows, own = form.windows, shared_form(model, form).name == "shared"
+    lm.rows = CompiledRows(lm.network, windows, own_attention=own, backend=backend, required=True)
     plain.rows = QueryRows(replace(plain.network, kernels=None), windows)
     return lm, plain
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tests.models.compiled_twins import Twins, dense, graphs_of, noise, small
 from tests.models.zoo import ZOO, tiny_model
+from tokenscale.core import unread
 from tokenscale.core.plan import Dropout, Routing
 from tokenscale.models.clean_cache import CleanState
 from tokenscale.models.compiled_cache import Pool, StaticCache, batch_bucket, column_bucket, row_bucket
@@ -138,6 +139,16 @@ def test_buffers_grow_by_buckets_when_the_rows_of_a_step_no_longer_fit() -> None
 
 
 @pytest.mark.usefixtures("traced_only")
+def test_logits_too_large_to_be_held_are_made_when_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unread, "LOGITS_BYTES", 4 * 4 * 2 * 101)
+    twins = Twins(small("olmoe"))
+    twins.step(0, n=2)
+    twins.step(1, n=3)
+    made = [graph._heads is not None for graph in graphs_of(twins.lm).values()]
+    assert made == [False, True]
+
+
+@pytest.mark.usefixtures("traced_only")
 def test_sinks_and_layers_of_two_kinds() -> None:
     twins = Twins(small("gpt_oss"))
     twins.step(0, n=4)
@@ -204,6 +215,7 @@ def test_every_architecture_of_query_rows(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")  # torch's own, in inductor
 @pytest.mark.parametrize("name", ["olmoe", "gpt_oss"])
 def test_the_compiler_of_torch_keeps_the_results(name: str) -> None:
     twins = Twins(tiny_model(name), backend="inductor")

@@ -189,6 +189,7 @@ def test_kv_bytes_of_rows() -> None:
     assert [line.kv_bytes for line in copies.costs] == [n * copies.kv_bytes for n in ROWS]
     assert (rows.cache_form, copies.cache_form) == ("query rows", "expanded")
     assert "LinearAttentionLayer" in copies.cache_form_reason
+    assert (rows.uncompiled, "copies of a cache" in copies.uncompiled) == ("", True)
 
 
 def test_windows_end_the_growth_of_a_cache() -> None:

@@ -36,14 +36,22 @@ SYNCHRONISING = "grouped_mm_fallback"
 class CompiledRows(QueryRows):
     """Query rows with compiled steps. `graphs` are those made so far; `failed` says why no more are made.
 
-    `backend` is torch.compile's. `required`: what cannot be compiled is an error, not a warning. `pool` keeps
-    buffers for the next run.
+    `own_attention`: transformers' attention can be ours. `backend` is torch.compile's. `required`: what cannot
+    be compiled is an error, not a warning. `pool` keeps buffers for the next run.
     """
 
     def __init__(
-        self, network: Network, windows: Sequence[int | None], *, backend: str = "inductor", required: bool = False
+        self,
+        network: Network,
+        windows: Sequence[int | None],
+        *,
+        own_attention: bool = False,
+        backend: str = "inductor",
+        required: bool = False,
     ) -> None:
         super().__init__(network, windows)
+        self._own_attention = own_attention
+        self._traceable = replace(network, kernels=None)  # they are called by address, which no graph can hold
         self.graphs: dict[Kind, Graph] = {}
         self.failed = ""
         self._backend, self._required, self.pool = backend, required, Pool()
@@ -53,7 +61,7 @@ class CompiledRows(QueryRows):
         """How steps are run, in words."""
         if self.failed:
             return f"uncompiled steps: {self.failed}"
-        on_gpu = self.network.model.device.type == "cuda"
+        on_gpu = self.network.device.type == "cuda"
         return f"compiled steps ({self._backend}{', CUDA graphs' if on_gpu else ''})"
 
     def step(self, state: State, tokens: Int[Tensor, " batch"], plan: RowPlan) -> Step:
@@ -97,8 +105,8 @@ class CompiledRows(QueryRows):
         kind = Kind.of(cache, plan)
         try:
             if kind not in self.graphs:
-                # Kernels of ours are called by address, which no graph can hold.
-                forward = Forward(replace(self.network, kernels=None), self.windows, self.per_kind, kind)
+                per_kind = None if self._own_attention else self.per_kind
+                forward = Forward(self._traceable, self.windows, per_kind, kind)
                 self.graphs[kind] = Graph(forward, cache, self._compiler)
             return self.graphs[kind](cache, tokens, plan)
         except TokenscaleError:
@@ -111,7 +119,7 @@ class CompiledRows(QueryRows):
 
     def _compiler(self, graph: Any) -> tuple[Callable[..., Any], bool]:
         """A traced step compiled, and whether it runs as a CUDA graph."""
-        cudagraphs = self.network.model.device.type == "cuda" and self._backend == "inductor"
+        cudagraphs = self.network.device.type == "cuda" and self._backend == "inductor"
         cudagraphs = cudagraphs and not any(SYNCHRONISING in str(node.target) for node in graph.graph.nodes)
         mode = "reduce-overhead" if cudagraphs else None
         run = torch.compile(graph, fullgraph=True, dynamic=False, backend=self._backend, mode=mode)
@@ -120,8 +128,10 @@ class CompiledRows(QueryRows):
     def _fail(self, error: Exception) -> None:
         """From here on steps are run uncompiled. Raises ModelError where they must not be."""
         name = type(self.network.model).__name__
-        lines = str(error).strip().splitlines() or [""]
-        reason = f"{type(error).__name__}: {lines[0]:.200}"
+        lines = " ".join(line.strip() for line in str(error).strip().splitlines()[:2])
+        reason = f"{type(error).__name__}: {lines:.200}"
+        if "data-dependent" in lines:
+            reason = 'its code waits for values, as that of "eager" experts does'
         message = f"a step of {name} cannot be compiled ({reason})"
         if self._required:
             raise ModelError(message, "leave compile=True out, or load it with compile=False") from error

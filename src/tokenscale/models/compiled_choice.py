@@ -16,7 +16,7 @@ def why_uncompiled(model: Any, form: CacheForm, asked: bool | None, sharded: boo
     """
     if asked is False:
         return "compile=False"
-    why = _why_not(model, form, sharded)
+    why = obstacle(model, form, sharded)
     if why and asked:
         name = type(model).__name__
         raise ModelError(f"the steps of {name} cannot be compiled: {why}", "leave compile=True out")
@@ -25,7 +25,8 @@ def why_uncompiled(model: Any, form: CacheForm, asked: bool | None, sharded: boo
     return why
 
 
-def _why_not(model: Any, form: CacheForm, sharded: bool) -> str:
+def obstacle(model: Any, form: CacheForm, sharded: bool = False) -> str:
+    """What stands against compiling a model's steps, as far as is known before one is traced; empty for nothing."""
     if form.name == "expanded":
         return f"{form.reason}, so its rows run on copies of a cache that grows"
     if sharded:
@@ -33,6 +34,4 @@ def _why_not(model: Any, form: CacheForm, sharded: bool) -> str:
     several = len({parameter.device for parameter in model.parameters()}) > 1
     if several or any(hasattr(module, "_hf_hook") for module in model.modules()):
         return "device_map has laid it out over several devices"
-    if getattr(model.config.get_text_config(decoder=True), "_experts_implementation", None) == "eager":
-        return 'the "eager" experts wait for the device to say which of them run; grouped_mm does not'
     return ""

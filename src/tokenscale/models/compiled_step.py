@@ -8,6 +8,7 @@ of that Python left in it, which `torch.compile` compiles. The kind, which we ke
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +19,10 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from tokenscale.core.plan import Dropout, Routing, RowPlan
 from tokenscale.core.step import Step
+from tokenscale.models.attention import laid_out
+from tokenscale.models.compiled_attention import BufferLayout
 from tokenscale.models.compiled_cache import StaticCache, batch_bucket, row_bucket
+from tokenscale.models.heads import UnreadHeads
 from tokenscale.models.network import Network
 
 PerKind = Callable[[dict[int | None, Tensor]], Any]
@@ -130,6 +134,22 @@ def _pad_in(target: Tensor | None, values: Tensor | None, padding: float | bool)
     target[:, :batch, rows:].fill_(padding)
 
 
+class _Buffers(Cache):  # type: ignore[misc]
+    """The layers of a traced step; `layer` stored last, the keys `made`.
+
+    A layer is handed all of its buffers back, or with `apart` what it has just made, as attention of ours wants it.
+    """
+
+    def __init__(self, keys: Sequence[Tensor], values: Sequence[Tensor], columns: Tensor, apart: bool) -> None:
+        super().__init__(layers=[_Layer(k, v, columns) for k, v in zip(keys, values, strict=True)])
+        self.layer, self.made, self._apart = 0, keys[0], apart
+
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *rest: Any, **more: Any) -> tuple[Tensor, Tensor]:
+        self.layer, self.made = layer_idx, keys
+        every: tuple[Tensor, Tensor] = self.layers[layer_idx].update(keys, values)
+        return (keys, values) if self._apart else every
+
+
 class _Layer(CacheLayerMixin):  # type: ignore[misc]
     """A layer of the buffers, as attention sees it in a traced step: all columns, its own written in place."""
 
@@ -157,12 +177,16 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc]
 
 
 class Forward(nn.Module):
-    """The step of a kind as a function of tensors."""
+    """The step of a kind as a function of tensors; `per_kind` None has attention be ours.
 
-    def __init__(self, network: Network, windows: Sequence[int | None], per_kind: PerKind, kind: Kind) -> None:
+    With `heads`, where logits are too large to be held at once, it gives hidden states in their place.
+    """
+
+    def __init__(self, network: Network, windows: Sequence[int | None], per_kind: PerKind | None, kind: Kind) -> None:
         super().__init__()
-        self.model = network.model
-        self.network, self.windows, self.per_kind, self.kind = network, set(windows), per_kind, kind
+        self.model, self.config = network.model, network.model.config.get_text_config(decoder=True)
+        self.network, self.windows, self.per_kind, self.kind = network, windows, per_kind, kind
+        self.heads = network.heads(kind.batch, RowPlan(kind.rows))
 
     def forward(
         self,
@@ -173,20 +197,25 @@ class Forward(nn.Module):
         keys: list[Tensor],
         values: list[Tensor],
     ) -> tuple[Tensor | None, ...]:
-        """(logits, experts, changed, noisy) of a Step."""
+        """(logits or hidden states, experts, changed, noisy) of a Step."""
         kind, given = self.kind, Numbers.of(numbers, self.kind)
         shape = kind.batch, kind.rows
-        columns = given.width + torch.arange(kind.rows, device=numbers.device)
-        cache = Cache(layers=[_Layer(k, v, columns) for k, v in zip(keys, values, strict=True)])
-        with self.network.varied(self.plan(noise, noisy, uniforms)) as record:
-            logits = self.network.run(
-                self.model,
+        columns, apart = given.width + torch.arange(kind.rows, device=numbers.device), self.per_kind is None
+        cache = _Buffers(keys, values, columns, apart)
+        seen = {window: visible(given, kind.columns, window) for window in set(self.windows)}
+        with ExitStack() as stack:
+            record = stack.enter_context(self.network.varied(self.plan(noise, noisy, uniforms)))
+            if apart:
+                stack.enter_context(laid_out(BufferLayout(cache, seen, self.windows), self.config))
+            out = self.network.run(
+                self.heads.decoder if self.heads else self.model,
                 cache,
                 given.tokens[:, None].expand(shape),
                 (given.current - given.first)[:, None].expand(shape),
-                self.per_kind({window: visible(given, kind.columns, window) for window in self.windows}),
-            ).logits.float()
-        step = self.network.step(logits, record, self.plan(noise, noisy, uniforms))
+                None if self.per_kind is None else self.per_kind(seen),
+            )
+        made = out.last_hidden_state if self.heads else out.logits.float()
+        step = self.network.step(made, record, self.plan(noise, noisy, uniforms))
         return step.logits, step.experts, step.changed, step.noisy
 
     def plan(self, noise: Tensor | None, noisy: Tensor | None, uniforms: Tensor | None) -> RowPlan:
@@ -211,8 +240,8 @@ class Graph:
     """A kind's compiled step and its inputs. As a CUDA graph it returns what its next run overwrites."""
 
     def __init__(self, forward: Forward, cache: StaticCache, compiler: Compiler) -> None:
-        self.inputs = Inputs(forward.kind, forward.network.model.device)
-        self.kind = forward.kind
+        self.inputs = Inputs(forward.kind, forward.network.device)
+        self.kind, self._heads = forward.kind, forward.heads
         self.traced = traced(forward, self._arguments(cache))
         self._run, self._cudagraphs = compiler(self.traced)
 
@@ -229,9 +258,9 @@ class Graph:
         real = [None if value is None else value[: len(tokens), : plan.n] for value in found]
         if self._cudagraphs:
             real = [None if value is None else value.clone() for value in real]
-        logits, experts, changed, noisy = real
-        assert logits is not None
-        return Step(logits, experts, changed, noisy)
+        made, *marks = real
+        assert made is not None
+        return Step.of(UnreadHeads(self._heads, made) if self._heads else made, *marks)
 
 
 def traced(forward: Forward, arguments: tuple[Any, ...]) -> nn.Module:

@@ -18,6 +18,7 @@ import torch
 from tokenscale.core.errors import ModelError, at_least
 from tokenscale.core.shape import ModelShape
 from tokenscale.models.blocks import find_blocks
+from tokenscale.models.compiled_choice import obstacle
 from tokenscale.models.experts import active_parameters, shared_experts
 from tokenscale.models.meta import COUNTED_AT, Measured, build, measure, read_config
 from tokenscale.models.routers import Router, find_routers, no_noise
@@ -59,6 +60,7 @@ class Inspection:
     kv_bytes_per_token: how much the cache grows by a token while no window is full. kv_bytes: of one
         sequence of `context` tokens, states that do not grow included.
     windows: how many layers of attention have a sliding window of so many keys ("all" for none).
+    uncompiled: why its decode steps cannot be compiled; empty where nothing is known against it.
     roe: empty where routing noise is offered, else why not.
     """
 
@@ -84,6 +86,7 @@ class Inspection:
     windows: dict[str, int]
     cache_form: str
     cache_form_reason: str
+    uncompiled: str
     roe: str
     costs: tuple[RowCost, ...]
     notes: tuple[str, ...]
@@ -145,6 +148,7 @@ def inspect_built(model: Any, name: str, context: int = 1024) -> Inspection:
         windows=_windows(form.windows),
         cache_form=form.name,
         cache_form_reason=form.reason,
+        uncompiled=obstacle(model, form),
         roe=unknown or no_noise(routers),
         costs=_costs(shape, routers, cache, form, context) if shape and routers else (),
         notes=tuple(_notes(model.config, measured, billed)),
