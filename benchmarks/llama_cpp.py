@@ -5,8 +5,8 @@
 Needs the extra `bench` (llama-cpp-python, built for this machine, and gguf). The model is written as GGUF in its own
 type; logits of both sides are compared first. Prompts have one token, so each new token is one forward on all
 sides. llama.cpp runs with and without its flash attention (which rounds to half precision); the faster counts.
-Two OpenMP pools live in the process (torch's and llama.cpp's): an idle one spins for about a millisecond, arms
-take a hundred times as long.
+Two OpenMP pools live in the process, torch's and llama.cpp's, and one that has nothing to do spins for a while. Whether
+that disturbs the other is seen: both sides run by themselves too, without arms taking turns.
 """
 
 from __future__ import annotations
@@ -146,6 +146,7 @@ def compared(subject: Subject, sizes: Sizes, limits: bandwidth.Limits, path: Pat
     differences = {name: difference(subject, llama) for name, llama in llamas.items()}
     seconds = interleaved(arms, sizes.rounds)
     best = min(llamas, key=lambda name: statistics.median(seconds[name]))
+    alone = {name: interleaved({name: arms[name]}, sizes.rounds)[name] for name in (work, best)}
     with counted(subject.lm) as tally:
         ours()
     limit = tally.seconds(limits)
@@ -158,6 +159,7 @@ def compared(subject: Subject, sizes: Sizes, limits: bandwidth.Limits, path: Pat
         "rounding": rounding(subject),
         "equal tokens": ours.found == arms[best].found,  # type: ignore[attr-defined]
         "ms per token": {name: 1e3 * statistics.median(seconds[name]) / sizes.new_tokens for name in arms},
+        "alone, ms per token": {name: 1e3 * statistics.median(v) / sizes.new_tokens for name, v in alone.items()},
         "limit, ms per token": 1e3 * limit / sizes.new_tokens,
         "llama-cpp-python": version("llama-cpp-python"),
     }

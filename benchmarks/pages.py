@@ -126,8 +126,15 @@ def llama(results: Results) -> str:
                 f"{facts['rounding']:.1e}",
             )
         )
-    peer = f"llama-cpp-python {found[0]['facts']['llama-cpp-python']}"
-    return f"{markdown(headers, rows)}\n{compared('llama_cpp', results)}\nThe peer is {peer}, built on this machine.\n"
+    lines = [f"- {subject(entry)}: {_alone(entry['facts']['alone, ms per token'])}." for entry in found]
+    peer = f"The peer is llama-cpp-python {found[0]['facts']['llama-cpp-python']}, built on this machine."
+    turns = "Arms take turns in one process; by themselves, milliseconds per token:"
+    return f"{markdown(headers, rows)}\n{compared('llama_cpp', results)}\n{peer} {turns}\n\n" + "\n".join(lines) + "\n"
+
+
+def _alone(times: Mapping[str, float]) -> str:
+    ours, (name, theirs) = next(iter(times.values())), list(times.items())[-1]
+    return f"tokenscale {tables.number(ours)}, {name} {tables.number(theirs)}"
 
 
 def profile(results: Results) -> str:

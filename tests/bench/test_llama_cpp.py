@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 pytest.importorskip("llama_cpp")
 pytest.importorskip("gguf")
 
-from benchmarks import gguf_olmoe, llama_cpp
+from benchmarks import gguf_olmoe, llama_cpp, pages
 from benchmarks.llama_cpp import FLASH, LlamaCpp, difference
 from tokenscale.bench.bandwidth import Limits
 from tokenscale.bench.part import QUICK
@@ -37,6 +38,10 @@ def test_all_sides_write_the_same_tokens(tiny: Subject, gguf: Path, limits: Limi
     assert [one.against for one in outcome.comparisons] in [[name, "transformers generate"] for name in FLASH]
     assert outcome.comparisons[0].limit == pytest.approx(outcome.facts["limit, ms per token"] * QUICK.new_tokens)
     assert outcome.facts["rounding"] == 0.0
+    results = json.loads(json.dumps({"llama_cpp": {"runs": [outcome.to_dict(tiny, limits, QUICK)]}}))
+    text = pages.llama(results)
+    assert "| 0.0e+00 |" in text
+    assert text.rstrip().splitlines()[-1].startswith("- random-olmoe-tiny, float32, 1 thread: tokenscale ")
 
 
 def test_bfloat16_is_written_bit_by_bit(tmp_path: Path) -> None:

@@ -78,6 +78,14 @@ def test_rows_are_not_stored(tiny: Subject) -> None:
     assert tensor_bytes(steps[64].proposals) <= 1.12 * tensor_bytes(steps[1].proposals)
 
 
+def test_a_prompt_is_stored_once_for_all_its_samples(tiny: Subject) -> None:
+    prompt, streams = tiny.prompt(512), [ts.Stream((0, copy)) for copy in range(8)]
+    one, eight = (ts.Plain().start(tiny.lm, [prompt] * k, streams[:k]) for k in (1, 8))
+    for proposals, k in ((one, 1), (eight, 8)):
+        proposals.propose(torch.tensor([5] * k))
+    assert tensor_bytes(eight) < 2 * tensor_bytes(one)  # room for 64 new tokens each; eight copies would be 8
+
+
 def test_scoring_takes_few_forwards(tiny: Subject) -> None:
     with counted(tiny.lm) as tally:
         tiny.lm.score([tiny.prompt(64)], ts.RoE(n=4, tau=0.3, clean_layers=0))
