@@ -241,6 +241,8 @@ QUESTION = "Q: 1 + 1\nA:"
         ([QUESTION], {"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
         ([QUESTION], {"batch_size": 0}, "batch_size must be at least 1"),
         ([QUESTION], {"batch_size": "many"}, 'batch_size must be an integer or "auto"'),
+        ([QUESTION], {"max_batch_tokens": 0}, r"run\(max_batch_tokens=0\): max_batch_tokens must be at least 1"),
+        ([QUESTION], {"max_batch_tokens": None}, "max_batch_tokens must be an integer"),
         ([QUESTION], {"stop_strings": "\n"}, r"stop_strings must be a list of strings.*\n.*stop_strings=\["),
         ([QUESTION], {"stop_strings": ["\n", ""]}, "none of them empty"),
         ([QUESTION], {"stop_strings": [3]}, "stop_strings must be a list of strings"),

@@ -214,6 +214,7 @@ def test_a_tokenizer_is_asked_for_by_name(method: Any, reader: str) -> None:
         (None, {}, r"takes a pipeline, got None\n.*custom_generate\(ts.Pipeline\("),
         (ts.Pipeline(ts.Greedy()), {"seed": -1}, r"custom_generate\(seed=-1\): seed must be at least 0"),
         (ts.Pipeline(ts.Greedy()), {"batch_size": 0}, "batch_size must be at least 1"),
+        (ts.Pipeline(ts.Greedy()), {"max_batch_tokens": "all"}, 'max_batch_tokens must be an integer or "auto"'),
         (ts.Pipeline(ts.Greedy()), {"stop_strings": "x"}, r"custom_generate\(stop_strings='x'\): .* a list of strings"),
     ],
 )

@@ -17,7 +17,7 @@ from tokenscale.sequence_level.traces import signal
 from tokenscale.sequence_level.voting import answered, check_kind, vote
 
 BOTTOM_SHARE = 0.1
-ROUNDING = 1e-9  # a text equal to the one that gave the threshold goes on, in whatever order sums are taken
+ROUNDING = 1e-5  # a text equal to the one that gave the threshold goes on, in whatever batch it is decoded
 
 
 @dataclass(frozen=True)
