@@ -138,6 +138,14 @@ def test_scoring_is_that_of_one_process(said: list[dict[str, Any]], folder: Path
 
 
 @pytest.mark.slow
+def test_logits_that_are_read_in_tiles_are_gathered_alike(said: list[dict[str, Any]]) -> None:
+    for rank in said:
+        assert [texts for texts, _, ties in rank["in tiles"] if not ties] == [
+            texts for texts, _, ties in rank["olmoe experts"]["outcomes"]["roe"] if not ties
+        ]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["other seeds", "other prompts"])
 def test_ranks_that_are_given_other_work_are_refused(said: list[dict[str, Any]], name: str) -> None:
     for number, rank in enumerate(said):

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch.distributed.tensor import DTensor
@@ -71,6 +72,8 @@ def main(folder: Path) -> None:
     [score] = lm.score(["w5 w6 w7"], ts.RoE(n=3, tau=0.3), prompts=["w3 w4"], seed=1)
     said["score"] = list(score.log_probs)
     rank = lm.rank
+    with patch("tokenscale.core.unread.LOGITS_BYTES", 1000):
+        said["in tiles"] = outcomes(lm, ["roe"])["roe"]
     said["other seeds"] = refusal(lambda: PIPES["roe"].run(lm, ["w3 w4"], seed=rank, max_new_tokens=4))
     said["other prompts"] = refusal(lambda: PIPES["greedy"].run(lm, [f"w{rank + 3} w4"], seed=0, max_new_tokens=4))
     said["least"] = lm.ranks.least(7 - rank)
