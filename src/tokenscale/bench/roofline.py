@@ -28,7 +28,7 @@ class Forward:
     def __init__(self, lm: LanguageModel, prompt: tuple[int, ...], n: int, tau: float, calls: int) -> None:
         self.lm, self.state, self.token = lm, lm.prefill([prompt[:-1]]), torch.tensor([prompt[-1]])
         self.plans = iter([_plan(lm, prompt, n, tau, call) for call in range(calls)])
-        self.loads: list[int] = []
+        self.experts: list[Tensor | None] = []
 
     def prepare(self) -> None:
         self.plan = next(self.plans)
@@ -36,8 +36,13 @@ class Forward:
     @torch.no_grad()
     def __call__(self) -> Tensor:
         step = self.lm.step(self.state, self.token, self.plan)
-        self.loads.append(expert_loads(step))
-        return step.logits
+        self.experts.append(step.experts)
+        return step.logits  # large ones are computed when they are read
+
+    @property
+    def loads(self) -> list[int]:
+        """Distinct experts of every call, summed over MoE layers; read when no clock runs."""
+        return [expert_loads(experts) for experts in self.experts]
 
 
 def _plan(lm: LanguageModel, prompt: tuple[int, ...], n: int, tau: float, call: int) -> RowPlan:

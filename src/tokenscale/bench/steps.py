@@ -36,14 +36,19 @@ class Step:
         proposer = RoE(n=n, tau=TAU, clean_layers=0)
         self.proposals = proposer.start(lm, [prompt], [STREAM])
         self.aggregator, self.token = proposer.default_aggregator, torch.tensor([prompt[-1]])
-        self.loads: list[int] = []
+        self.experts: list[Tensor] = []
 
     @torch.no_grad()
     def __call__(self) -> Tensor:
         rows, [work] = self.proposals.propose(self.token)
         aggregate = self.aggregator.aggregate(rows)
-        self.loads.append(int(work.experts.sum()))
+        self.experts.append(work.experts)
         return aggregate
+
+    @property
+    def loads(self) -> list[int]:
+        """Distinct experts of every call, summed over MoE layers; read when no clock runs."""
+        return [int(experts.sum()) for experts in self.experts]
 
 
 def recorded(lm: LanguageModel, prompt: tuple[int, ...], n: int, calls: int) -> list[Routes]:

@@ -12,6 +12,8 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+from jaxtyping import Bool
+from torch import Tensor
 
 from tokenscale.bench.bandwidth import Limits
 from tokenscale.core.cost import popcount
@@ -60,7 +62,7 @@ def counted(lm: LanguageModel) -> Iterator[Tally]:
     def counting_step(state: State, tokens: Any, plan: RowPlan = PLAIN) -> Step:
         lengths = [length + 1 for length in state.lengths]
         done = step(state, tokens, plan)
-        loads = expert_loads(done)
+        loads = expert_loads(done.experts)
         tally.steps += 1
         tally.sequences += len(lengths)
         tally.rows += len(lengths) * plan.n
@@ -81,9 +83,9 @@ def _add_prefill(tally: Tally, shape: ModelShape, lengths: Sequence[int], state:
     tally.prefill_flops += sum(shape.prefill_flops(tokens) for tokens in lengths)
 
 
-def expert_loads(step: Step) -> int:
+def expert_loads(experts: Bool[Tensor, "batch rows moe_layers experts"] | None) -> int:
     """Distinct experts that a forward ran, summed over MoE layers."""
-    return 0 if step.experts is None else int(step.experts.flatten(0, 1).any(0).sum())
+    return 0 if experts is None else int(experts.flatten(0, 1).any(0).sum())
 
 
 def step_bytes(shape: ModelShape, loads: float, lengths: Sequence[int]) -> float:
