@@ -21,14 +21,14 @@ def aggregated(aggregator: Aggregator, rows: Rows) -> tuple[Float[Tensor, "batch
     reads one sequence at a time, whatever its size.
     """
     if not too_large(rows.held.shape):
-        return aggregator.aggregate(rows), aggregator.fell_back(rows).tolist()
+        return aggregator.aggregate(rows), _fell_back(aggregator, rows)
     found, fell_back = list[Tensor](), list[bool]()
     for sequences in whole(rows):
         some = rows.part(sequences, ALL)
         if too_large(some.held.shape) and _folds(aggregator):
             log_probs, fell = _folded(aggregator, some)
         else:
-            log_probs, fell = aggregator.aggregate(some), aggregator.fell_back(some).tolist()
+            log_probs, fell = aggregator.aggregate(some), _fell_back(aggregator, some)
         found.append(log_probs)
         fell_back += fell
     return torch.cat(found), fell_back
@@ -59,6 +59,13 @@ def _folds(aggregator: Aggregator) -> bool:
     kind = type(aggregator)
     tells = kind.fell_back is Aggregator.fell_back or kind.fold_fell_back is not Aggregator.fold_fell_back
     return aggregator.folds and tells
+
+
+def _fell_back(aggregator: Aggregator, rows: Rows) -> list[bool]:
+    if type(aggregator).fell_back is Aggregator.fell_back:  # nobody does
+        return [False] * rows.held.shape[0]
+    fell: list[bool] = aggregator.fell_back(rows).tolist()
+    return fell
 
 
 def _folded(aggregator: Aggregator, rows: Rows) -> tuple[Float[Tensor, "batch vocab"], list[bool]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -68,18 +69,23 @@ class Step(Reads):
         batch, heads, _ = self.held.shape
         run_rows = heads if self.experts is None else self.experts.shape[1]
         if valid is None:
-            rows = torch.full((batch,), run_rows)
-            logits = torch.full((batch,), heads)
+            rows, logits = _same(batch, run_rows), _same(batch, heads)
         else:
             valid = valid.cpu()
             rows = logits = valid.sum(1)
-        nothing = torch.zeros(batch, dtype=torch.long)
+        nothing = _same(batch, 0)
         if self.experts is None:
             return Work(rows, logits, nothing, no_experts(batch, shape), nothing, nothing)
         ran = _of(self.experts, valid)
         choices = nothing if self.noisy is None else _of(self.noisy, valid).sum((1, 2))
         changed = nothing if self.changed is None else _of(self.changed, valid).sum((1, 2))
         return Work(rows, logits, ran.sum((1, 2, 3)), ran.any(1), choices, changed)
+
+
+@lru_cache(64)
+def _same(batch: int, count: int) -> Int[Tensor, " batch"]:
+    """The same count for all sequences, made once; not to be written to."""
+    return torch.full((batch,), count, device="cpu")
 
 
 def _of(marks: Bool[Tensor, "batch rows *rest"], valid: Bool[Tensor, "batch rows"] | None) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tokenscale.core.cost import Cached, Packed, Ran
@@ -48,8 +48,8 @@ class StepRecords:
         own = [work.experts for work, cache in zip(works, cached, strict=True) if cache.model == cached[0].model]
         self._layers = own[0].shape[1]
         self._distinct = (own[0] if len(own) == 1 else torch.stack(own).any(0)).sum((-1, -2)).tolist()
-        self._choices: list[int] = torch.stack([work.choices for work in works]).sum(0).tolist()
-        self._changed: list[int] = torch.stack([work.changed for work in works]).sum(0).tolist()
+        self._choices: list[int] = _sums([work.choices for work in works])
+        self._changed: list[int] = _sums([work.changed for work in works])
         self._checked = _any([work.checked for work in works], len(log_probs))
         self._differed = _any([work.differed for work in works], len(log_probs))
         self._ran = [[_counts(forward) for forward in work.forwards or (work,)] for work in works]
@@ -86,9 +86,17 @@ class StepRecords:
         return stats
 
 
+def _sums(counts: Sequence[Int[Tensor, " beams"]]) -> list[int]:
+    total = counts[0] if len(counts) == 1 else torch.stack(list(counts)).sum(0)
+    found: list[int] = total.tolist()
+    return found
+
+
 def _any(marks: Sequence[Bool[Tensor, " beams"] | None], beams: int) -> list[bool]:
     given = [m for m in marks if m is not None]
-    found: list[bool] = torch.stack(given).any(0).tolist() if given else [False] * beams
+    found: list[bool] = (
+        (given[0] if len(given) == 1 else torch.stack(given).any(0)).tolist() if given else [False] * beams
+    )
     return found
 
 

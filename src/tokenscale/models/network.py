@@ -104,7 +104,7 @@ class Network:
             return self.no_prefills(len(real))
         batch, length = real.shape
         marks = record.marks(batch, length, self.shape.experts)
-        marks &= real.to(marks.device)[..., None, None]
+        marks = marks & real.to(marks.device)[..., None, None]
         runs = marks.sum((1, 2, 3)).tolist()
         return [Prefill(e, r) for e, r in zip(pack_experts(marks.any(1)), runs, strict=True)]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Int
@@ -23,6 +24,7 @@ class RoutingRecord:
     chosen: list[Int[Tensor, "tokens width"]] = field(default_factory=list)
     clean: list[Int[Tensor, "tokens top_k"]] = field(default_factory=list)
     drew: list[Bool[Tensor, " tokens"] | None] = field(default_factory=list)
+    _marked: Bool[Tensor, "moe_layers tokens experts"] | None = None
 
     def add(
         self,
@@ -33,34 +35,42 @@ class RoutingRecord:
     ) -> None:
         """One router's call. Padding of a row that runs fewer experts is -1."""
         self.layers.append(layer)
-        self.chosen.append(chosen.flatten(0, -2))
-        self.clean.append(clean.flatten(0, -2))
+        self.chosen.append(chosen if chosen.ndim == 2 else chosen.flatten(0, -2))
+        self.clean.append(clean if clean.ndim == 2 else clean.flatten(0, -2))
         self.drew.append(drew)
 
     def marks(self, batch: int, rows: int, experts: int) -> Bool[Tensor, "batch rows moe_layers experts"]:
         """The experts that every row ran, those that cost something."""
         paid = [min(self.paid[layer], experts) for layer in self.layers]
-        marks = _marks(self.chosen, experts)
-        for layer, count in enumerate(paid):
-            if count < experts:
+        marks = self._chosen(experts)
+        if min(paid) < experts:
+            marks = marks.clone()
+            for layer, count in enumerate(paid):
                 marks[layer, :, count:] = False
         return marks.view(-1, batch, rows, experts).permute(1, 2, 0, 3)
 
     def changed(self, batch: int, rows: int, experts: int) -> Bool[Tensor, "batch rows moe_layers"]:
         """Where noise changed the set of experts."""
-        differs = (_marks(self.chosen, experts) != _marks(self.clean, experts)).any(-1)
-        return (differs.view(-1, batch, rows) & self._drew(batch, rows)).permute(1, 2, 0)
+        differs = (self._chosen(experts) != _marks(self.clean, experts)).any(-1)
+        return (differs.view(-1, batch, rows) & self._drew.view(-1, batch, rows)).permute(1, 2, 0)
 
     def noisy(self, batch: int, rows: int) -> Bool[Tensor, "batch rows moe_layers"]:
         """Where noise took part in a choice."""
-        return self._drew(batch, rows).permute(1, 2, 0)
+        return self._drew.view(-1, batch, rows).permute(1, 2, 0)
 
-    def _drew(self, batch: int, rows: int) -> Bool[Tensor, "moe_layers batch rows"]:
-        drew = torch.zeros(len(self.chosen), batch * rows, dtype=torch.bool, device=self.chosen[0].device)
-        for layer, tokens in enumerate(self.drew):
-            if tokens is not None:
-                drew[layer] = tokens
-        return drew.view(-1, batch, rows)
+    def _chosen(self, experts: int) -> Bool[Tensor, "moe_layers tokens experts"]:
+        """Marks of all that was chosen, made once; not to be written to."""
+        if self._marked is None:
+            self._marked = _marks(self.chosen, experts)
+        return self._marked
+
+    @cached_property
+    def _drew(self) -> Bool[Tensor, "moe_layers tokens"]:
+        device, given = self.chosen[0].device, [tokens for tokens in self.drew if tokens is not None]
+        none = (
+            torch.zeros(len(self.chosen[0]), dtype=torch.bool, device=device) if len(given) < len(self.drew) else None
+        )
+        return torch.stack([none if tokens is None else tokens.to(device) for tokens in self.drew])  # type: ignore[misc]
 
 
 def _marks(indices: Sequence[Int[Tensor, "tokens _"]], experts: int) -> Bool[Tensor, "moe_layers tokens experts"]:
