@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -75,11 +75,10 @@ def check_bounds(owner: str, batch_size: Bound, max_batch_tokens: Bound) -> None
 
 
 class Contents:
-    """Numbers for the models and prompts of caches, so that long prompts are compared once."""
+    """The models that searches have caches of, and numbers for what these store, so that long prompts can go."""
 
     def __init__(self) -> None:
         self.models: list[LanguageModel] = []
-        self._numbers: dict[Hashable, int] = {}
 
     def need(self, holdings: Sequence[Holding], new_tokens: int, beams: int) -> Need:
         """The need of a search whose beams have these caches."""
@@ -88,7 +87,8 @@ class Contents:
             model = next((i for i, lm in enumerate(self.models) if lm is holding.lm), len(self.models))
             if model == len(self.models):
                 self.models.append(holding.lm)
-            content = self._numbers.setdefault((model, holding.prompt, holding.source), len(self._numbers))
+            # Two prompts of one hash, of 64 bits, would be counted as one.
+            content = hash((holding.prompt, holding.source))
             parts.append(Part(model, content, len(holding.prompt), caches))
         return Need(tuple(parts), new_tokens, beams)
 
@@ -204,9 +204,9 @@ class Admission:
         """How many of the first that fit can join for nothing."""
         if not all(lm.shares_prompts for lm in self.contents.models):
             return 0
-        held = {part.content for search in running for part in search.need.parts}
+        held = {(part.model, part.content) for search in running for part in search.need.parts}
         for count, search in enumerate(waiting):
-            if count == fitting or any(part.content not in held for part in search.need.parts):
+            if count == fitting or any((part.model, part.content) not in held for part in search.need.parts):
                 return count
         return fitting
 
