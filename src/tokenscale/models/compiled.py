@@ -105,9 +105,7 @@ class CompiledRows(QueryRows):
         kind = Kind.of(cache, plan)
         try:
             if kind not in self.graphs:
-                per_kind = None if self._own_attention else self.per_kind
-                forward = Forward(self._traceable, self.windows, per_kind, kind)
-                self.graphs[kind] = Graph(forward, cache, self._compiler)
+                self.graphs[kind] = self._graph(kind, cache)
             return self.graphs[kind](cache, tokens, plan)
         except TokenscaleError:
             raise
@@ -116,6 +114,17 @@ class CompiledRows(QueryRows):
                 raise
             self._fail(error)
             return None
+
+    def _graph(self, kind: Kind, cache: StaticCache) -> Graph:
+        """A new graph. Attention that turns out not to be as ours needs it is the model's own from then on."""
+        per_kind = None if self._own_attention else self.per_kind
+        try:
+            return Graph(Forward(self._traceable, self.windows, per_kind, kind), cache, self._compiler)
+        except ModelError:
+            if not self._own_attention:
+                raise
+        self._own_attention = False
+        return self._graph(kind, cache)
 
     def _compiler(self, graph: Any) -> tuple[Callable[..., Any], bool]:
         """A traced step compiled, and whether it runs as a CUDA graph."""

@@ -28,15 +28,15 @@ class BufferLayout(Layout):
         self.cache, self._visible, self._windows = cache, visible, windows
         self._masks: dict[tuple[int | None, int], Tensor] = {}
 
-    def attend(self, heads: Projected) -> Float[Tensor, "batch rows heads value_dim"]:
-        batch, count, rows, _ = heads.queries.shape
-        layer, kv_heads = self.cache.layers[self.cache.layer], heads.keys.shape[1]
-        queries = heads.queries.reshape(batch, kv_heads, count // kv_heads * rows, -1)
-        mask = self._mask(self._windows[self.cache.layer], count // kv_heads, heads.queries.dtype)
-        if heads.sinks is None and not heads.softcap:
-            out = F.scaled_dot_product_attention(queries, layer.keys, layer.values, mask, scale=heads.scale)
+    def attend(self, given: Projected) -> Float[Tensor, "batch rows heads value_dim"]:
+        batch, count, rows, _ = given.queries.shape
+        layer, kv_heads = self.cache.layers[self.cache.layer], given.keys.shape[1]
+        queries = given.queries.reshape(batch, kv_heads, count // kv_heads * rows, -1)
+        mask = self._mask(self._windows[self.cache.layer], count // kv_heads, given.queries.dtype)
+        if given.sinks is None and not given.softcap:
+            out = F.scaled_dot_product_attention(queries, layer.keys, layer.values, mask, scale=given.scale)
         else:
-            out = _plainly(queries, layer.keys, layer.values, mask, heads)
+            out = _plainly(queries, layer.keys, layer.values, mask, given)
         return out.reshape(batch, count, rows, -1).transpose(1, 2).contiguous()
 
     def _mask(self, window: int | None, repeats: int, dtype: torch.dtype) -> Float[Tensor, "batch 1 queries columns"]:
@@ -46,15 +46,15 @@ class BufferLayout(Layout):
         return self._masks[key]
 
 
-def _plainly(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor, heads: Projected) -> Tensor:
+def _plainly(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor, given: Projected) -> Tensor:
     """By products and a softmax in float32, with what fused kernels do not do: sinks and capped scores."""
-    scores = (queries @ keys.transpose(-1, -2)).float() * heads.scale
-    if heads.softcap:
-        scores = heads.softcap * torch.tanh(scores / heads.softcap)
+    scores = (queries @ keys.transpose(-1, -2)).float() * given.scale
+    if given.softcap:
+        scores = given.softcap * torch.tanh(scores / given.softcap)
     scores = scores + mask.float()
-    if heads.sinks is not None:
-        rows = heads.queries.shape[2]
-        sinks = heads.sinks.float().view(1, keys.shape[1], -1, 1).expand(len(queries), -1, -1, rows).flatten(2)
+    if given.sinks is not None:
+        rows = given.queries.shape[2]
+        sinks = given.sinks.float().view(1, keys.shape[1], -1, 1).expand(len(queries), -1, -1, rows).flatten(2)
         scores = torch.cat([scores, sinks[..., None]], -1)
     weights = scores.softmax(-1)[..., : keys.shape[2]]
     return weights.to(values.dtype) @ values
