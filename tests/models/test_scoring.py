@@ -168,7 +168,7 @@ def test_rows_with_other_caches_are_stepped() -> None:
 def test_a_model_without_query_rows_is_stepped(monkeypatch: pytest.MonkeyPatch) -> None:
     lm = ts.wrap(tiny("olmoe"))
     whole = lm.score(TEXTS, ROE)
-    monkeypatch.setattr(lm, "rows", object())
+    monkeypatch.setattr(lm, "masked", None)
     assert lm.forced([], ROE, ts.MeanProbability(), 2**30) is None
     assert whole[0].cost.sequential_steps == 1
 

@@ -23,7 +23,7 @@ NAME = "tokenscale"
 
 
 @dataclass(frozen=True)
-class Heads:
+class Projected:
     """What one attention layer was called with."""
 
     queries: Float[Tensor, "batch heads queries dim"]
@@ -40,7 +40,7 @@ class Layout(ABC):
     cache: Any
 
     @abstractmethod
-    def attend(self, heads: Heads) -> Float[Tensor, "batch queries heads value_dim"]:
+    def attend(self, given: Projected) -> Float[Tensor, "batch queries heads value_dim"]:
         """The attention of the layer that the forward has reached."""
 
 
@@ -80,7 +80,7 @@ def attention_forward(
         message = f"{type(module).__name__} attends to other keys than it stores"
         raise ModelError(message, "load the model with shared_prompts=False")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return layout.attend(Heads(query, key, value, scale, softcap or 0.0, s_aux)), None
+    return layout.attend(Projected(query, key, value, scale, softcap or 0.0, s_aux)), None
 
 
 ALL_ATTENTION_FUNCTIONS.register(NAME, attention_forward)

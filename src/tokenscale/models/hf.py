@@ -26,27 +26,31 @@ from tokenscale.core.stepped import Given, Outcome
 from tokenscale.core.strategy import Aggregator, TokenProposer
 from tokenscale.models.blocks import find_blocks
 from tokenscale.models.checkpoint import read_checkpoint
+from tokenscale.models.compiled import CompiledRows
+from tokenscale.models.compiled_choice import why_uncompiled
 from tokenscale.models.expanded import Expanded
 from tokenscale.models.fingerprint import fingerprint
-from tokenscale.models.network import Network
+from tokenscale.models.native.kernels import chosen_kernels
+from tokenscale.models.network import PREFILL_TOKENS, Network
 from tokenscale.models.parallel import find_ranks
 from tokenscale.models.quantised import check_quantised
 from tokenscale.models.query_rows import QueryRows
 from tokenscale.models.routers import find_routers
 from tokenscale.models.scoring import score_texts
 from tokenscale.models.shape import model_shape
+from tokenscale.models.shared_rows import SharedRows
 from tokenscale.models.stored import runs_on
 from tokenscale.models.supported import (
+    CacheForm,
     bill_note,
     cache_form,
     cache_keyword,
     context_length,
     missing,
     refuse_hidden_experts,
+    shared_form,
 )
 from tokenscale.models.text import Reader, checked_tags, decode, encode
-
-PREFILL_TOKENS = 8192  # tokens, padding included, of one prefill forward
 
 
 def load(
@@ -58,40 +62,59 @@ def load(
     attn_implementation: str | None = None,
     quantization_config: Any = None,
     think_tags: Sequence[tuple[str, str]] | None = None,
+    compile: bool | None = None,
+    kernels: bool | None = None,
     **from_pretrained: Any,
 ) -> HFModel:
     """A causal language model and its tokenizer, from "demo" or another packaged name, a folder or a hub id.
 
     Keywords are those of transformers' `from_pretrained`. The packaged models compute in float32.
-    Experts run as grouped products where transformers can, on a CPU too, unless `experts_implementation`
-    says otherwise. `think_tags` are the pairs of texts between which the model thinks, such as
-    [("<think>", "</think>")]; None: those that its tokenizer shows (`core.thinking.tags_of`). Only a hub id
-    reaches the network. Raises ModelError for what cannot be loaded.
+    On a CPU with a C++ compiler our own kernels run small products (`kernels` False: never, True: or an error);
+    else experts run as grouped products where transformers can. An `experts_implementation` that is given is
+    kept. `engine` says what was chosen. `think_tags` are the pairs of texts between which the model thinks, such as
+    [("<think>", "</think>")]; None: those that its tokenizer shows (`core.thinking.tags_of`). `compile` compiles
+    its decode steps; None: on a GPU, where they can be. Only a hub id reaches the network. Raises ModelError
+    for what cannot be loaded, or with compile=True not compiled.
     """
     given = {"revision": revision, "dtype": dtype, "device_map": device_map, "attn_implementation": attn_implementation}
     given |= {"quantization_config": quantization_config, **from_pretrained}
     model, tokenizer = read_checkpoint(path, AutoModelForCausalLM.from_pretrained, given)
-    return HFModel(model, tokenizer, str(path), think_tags)
+    kept = from_pretrained.get("experts_implementation") is not None
+    return HFModel(model, tokenizer, str(path), think_tags, compile, kernels, own_experts=kept)
 
 
-def wrap(model: Any, tokenizer: Any = None, think_tags: Sequence[tuple[str, str]] | None = None) -> HFModel:
+def wrap(
+    model: Any,
+    tokenizer: Any = None,
+    think_tags: Sequence[tuple[str, str]] | None = None,
+    compile: bool | None = None,
+    kernels: bool | None = None,
+) -> HFModel:
     """What `load` returns, for a transformers model in memory, which is left as it is.
 
     Without a tokenizer only prompts of token ids run, and nothing reads text. Raises ModelError for a
     model that is not causal or is in training mode.
     """
-    return HFModel(model, tokenizer, getattr(model, "name_or_path", "") or type(model).__name__, think_tags)
+    name = getattr(model, "name_or_path", "") or type(model).__name__
+    return HFModel(model, tokenizer, name, think_tags, compile, kernels)
 
 
 class HFModel(LanguageModel):
     """A transformers causal model. `model` is the transformers object itself.
 
-    `cache_form` is how it runs the rows of a token, "query rows" or "expanded", and
-    `cache_form_reason` why.
+    `cache_form` is how it runs the rows of a token, "shared", "query rows" or "expanded", and
+    `cache_form_reason` why; `engine` says what runs its steps.
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, name: str, think_tags: Sequence[tuple[str, str]] | None = None
+        self,
+        model: Any,
+        tokenizer: Any,
+        name: str,
+        think_tags: Sequence[tuple[str, str]] | None = None,
+        compile: bool | None = None,
+        kernels: bool | None = None,
+        own_experts: bool = False,
     ) -> None:
         if getattr(model, "get_output_embeddings", lambda: None)() is None:
             raise ModelError(f"{type(model).__name__} has no lm_head, so it is no causal model", "load it with LM head")
@@ -104,14 +127,27 @@ class HFModel(LanguageModel):
         refuse_hidden_experts(config, routers, type(model).__name__)
         check_quantised(model, routers)
         form = cache_form(config, type(model))
+        self._uncompiled = why_uncompiled(model, form, compile, self.ranks is not None)
+        shared = shared_form(model, form)
+        form = shared if self._uncompiled else form  # a compiled step has a cache of its own
         self.cache_form, self.cache_form_reason = form.name, form.reason
         blocks = find_blocks(model)
         self.layers, self.hidden_size = len(blocks.layers) or config.num_hidden_layers, config.hidden_size
         self.bill_note = bill_note(config, form)
         self.shape = model_shape(model, routers, form.windows)
-        self.network = Network(model, routers, self.shape, blocks, cache_keyword(model))
+        self.kernels = chosen_kernels(model, routers, kernels, self.ranks is not None, own_experts)
+        found = None if isinstance(self.kernels, str) else self.kernels
+        self.network = Network(model, routers, self.shape, blocks, cache_keyword(model), found)
         expanded = form.name == "expanded"
-        self.rows = Expanded(self.network, form.pads) if expanded else QueryRows(self.network, form.windows)
+        shares = form.name == "shared"
+        self.joins_free = self.shares_prompts = shares
+        self.pads_caches, self.joins_apart = not shares, expanded
+        self.masked = None if expanded else QueryRows(self.network, form.windows)
+        if self._uncompiled:
+            self.rows = self._rows(form)
+        else:
+            own = shared.name == "shared"
+            self.rows = CompiledRows(self.network, form.windows, own_attention=own, required=bool(compile))
         self._lacks = missing(self.network, form)
         self.capabilities = frozenset(name for name, why in self._lacks.items() if not why)
         self.context_length = context_length(config)
@@ -134,6 +170,19 @@ class HFModel(LanguageModel):
     def rank(self) -> int:
         """Which process of a tensor-parallel model this is; 0 where one process holds all of it."""
         return self.ranks.rank if self.ranks else 0
+
+    @property
+    def engine(self) -> str:
+        """How steps run: compiled, or uncompiled and why; by kernels of ours, or why not."""
+        if isinstance(self.rows, CompiledRows):
+            return self.rows.engine
+        kernels = f"no kernels: {self.kernels}" if isinstance(self.kernels, str) else self.kernels.told
+        return f"{kernels}; uncompiled steps: {self._uncompiled}"
+
+    def _rows(self, form: CacheForm) -> SharedRows | QueryRows | Expanded:
+        if form.name == "shared":
+            return SharedRows(self.network, form.windows)
+        return self.masked or Expanded(self.network, form.pads)
 
     def _check_ranks(self) -> None:
         if self.ranks and not self.ranks.equal(int(self.fingerprint[:15], 16)):
@@ -172,6 +221,12 @@ class HFModel(LanguageModel):
         with self._lockstep(prompts, routing):
             return self.rows.prefill(prompts, routing, PREFILL_TOKENS)
 
+    def release(self) -> None:
+        if isinstance(self.rows, SharedRows):
+            self.rows.prefixes.clear()
+        if isinstance(self.rows, CompiledRows):
+            self.rows.pool.clear()
+
     @torch.no_grad()
     def step(self, state: State, tokens: Int[Tensor, " batch"], plan: RowPlan = PLAIN) -> Step:
         with self._lockstep(tokens, plan):
@@ -181,10 +236,10 @@ class HFModel(LanguageModel):
     def forced(
         self, texts: Sequence[Given], proposer: TokenProposer, aggregator: Aggregator, most_bytes: int
     ) -> list[Outcome] | None:
-        if not isinstance(self.rows, QueryRows):
+        if self.masked is None:
             return None
         with self._lockstep(texts, proposer, aggregator, most_bytes):
-            return score_texts(self, self.rows, texts, proposer, aggregator, most_bytes)
+            return score_texts(self, self.masked, texts, proposer, aggregator, most_bytes)
 
 
 @cache

@@ -46,3 +46,18 @@ def padded(routings: Sequence[Routing], lengths: Sequence[int]) -> Routing:
         noise[:, b, longest - length :] = routing.noise[:, 0]
         noisy[:, b, longest - length :] = routing.noisy[:, 0]
     return replace(one, noise=noise, noisy=noisy, ranks=ranks)
+
+
+def end_to_end(routings: Sequence[Routing]) -> Routing:
+    """Routings of one kind as that of one sequence in which their prompts stand one behind the other."""
+    one = routings[0]
+    ranks = tuple(rank for routing in routings for rank in routing.ranks)
+    if one.noise is None:
+        return replace(one, ranks=ranks)
+    noise, noisy = [], []
+    for routing in routings:
+        assert routing.noise is not None
+        assert routing.noisy is not None
+        noise.append(routing.noise)
+        noisy.append(routing.noisy)
+    return replace(one, noise=torch.cat(noise, 2), noisy=torch.cat(noisy, 2), ranks=ranks)

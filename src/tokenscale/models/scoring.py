@@ -21,12 +21,12 @@ from tokenscale.core.errors import ArgumentError, ModelError
 from tokenscale.core.model import LanguageModel
 from tokenscale.core.plan import RowPlan
 from tokenscale.core.shape import ModelShape
-from tokenscale.core.starting import start_all
 from tokenscale.core.step import Work, pack_experts
 from tokenscale.core.stepped import Given, Outcome
 from tokenscale.core.strategy import Aggregator, Rows, TokenProposer
 from tokenscale.models.clean_cache import CleanState
 from tokenscale.models.masks import text_mask
+from tokenscale.models.network import PREFILL_TOKENS
 from tokenscale.models.query_rows import QueryRows
 
 CHUNK_ROWS = 256  # more rows share more experts, and their own keys cost more
@@ -166,8 +166,10 @@ class Forcing:
 
     def together(self, texts: Sequence[Given]) -> list[Outcome]:
         """The outcomes of one group."""
-        state, _ = start_all(self.lm, [text.prompt for text in texts])
-        assert isinstance(state, CleanState)
+        prompts = [text.prompt for text in texts]
+        unique = list(dict.fromkeys(prompts))
+        state = self.form.prefill([p[:-1] for p in unique], None, PREFILL_TOKENS)
+        state = state.select([unique.index(prompt) for prompt in prompts])
         prefills, longest = state.prefills, max(len(text.ids) for text in texts)
         tallies = [Tally(text) for text in texts]
         in_cache = [tallies[state.order.index(row)] for row in range(len(texts))]

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from tokenscale.models.attention import Heads, Layout
-from tokenscale.models.partial import Partial, attend, merged, nothing, with_sinks
+from tokenscale.models.attention import Layout, Projected
+from tokenscale.models.partial import attend, merged, nothing, with_sinks
 from tokenscale.models.segments import Chain, length
 
 QUERIES = 512  # at once, so that scores take a bounded part of memory
@@ -71,34 +71,34 @@ class PackedLayout(Layout):
     def __init__(self, cache: PackedCache, pieces: Sequence[Piece], windows: Sequence[int | None]) -> None:
         self.cache, self.pieces, self.windows = cache, pieces, windows
 
-    def attend(self, heads: Heads) -> Float[Tensor, "one tokens heads value_dim"]:
+    def attend(self, given: Projected) -> Float[Tensor, "one tokens heads value_dim"]:
         outs, at = [], 0
         for piece in self.pieces:
             here = slice(at, at + len(piece.new))
             at = here.stop
-            q, k, v = (t[:, :, here] for t in (heads.queries, heads.keys, heads.values))
-            own = Heads(q, k, v, heads.scale, heads.softcap, heads.sinks)
+            q, k, v = (t[:, :, here] for t in (given.queries, given.keys, given.values))
+            own = Projected(q, k, v, given.scale, given.softcap, given.sinks)
             outs.append(self._piece(own, piece.chain).transpose(1, 2))
         return torch.cat(outs, 1)
 
-    def _piece(self, heads: Heads, chain: Chain) -> Float[Tensor, "one heads tokens value_dim"]:
-        window, count = self.windows[self.cache.layer], heads.queries.shape[2]
-        plain = not chain and not heads.softcap and heads.sinks is None
+    def _piece(self, given: Projected, chain: Chain) -> Float[Tensor, "one heads tokens value_dim"]:
+        window, count = self.windows[self.cache.layer], given.queries.shape[2]
+        plain = not chain and not given.softcap and given.sinks is None
         if plain and (window is None or window >= count):
-            grouped = heads.queries.shape[1] != heads.keys.shape[1]
+            grouped = given.queries.shape[1] != given.keys.shape[1]
             return F.scaled_dot_product_attention(
-                heads.queries, heads.keys, heads.values, is_causal=True, scale=heads.scale, enable_gqa=grouped
+                given.queries, given.keys, given.values, is_causal=True, scale=given.scale, enable_gqa=grouped
             )
-        outs = [self._block(heads, chain, window, at) for at in range(0, count, QUERIES)]
+        outs = [self._block(given, chain, window, at) for at in range(0, count, QUERIES)]
         return torch.cat(outs, 2)
 
-    def _block(self, heads: Heads, chain: Chain, window: int | None, at: int) -> Tensor:
+    def _block(self, given: Projected, chain: Chain, window: int | None, at: int) -> Tensor:
         """QUERIES queries from `at` on."""
-        queries = heads.queries[:, :, at : at + QUERIES]
+        queries = given.queries[:, :, at : at + QUERIES]
         end, before = at + queries.shape[2], length(chain)
         device = queries.device
         asked = torch.arange(at, end, device=device)[:, None] + before
-        part = nothing(queries, heads.values.shape[-1])
+        part = nothing(queries, given.values.shape[-1])
         oldest = before + at - window + 1 if window is not None else 0
         for segment, tokens in chain:
             begin = max(0, oldest - segment.start)
@@ -107,12 +107,12 @@ class PackedLayout(Layout):
             keys, values = (t[self.cache.layer][None, :, begin:tokens] for t in (segment.keys, segment.values))
             places = torch.arange(segment.start + begin, segment.start + tokens, device=device)
             visible = None if window is None else (places > asked - window)[None]
-            part = merged(part, attend(queries, keys, values, heads.scale, visible, heads.softcap))
+            part = merged(part, attend(queries, keys, values, given.scale, visible, given.softcap))
         begin = 0 if window is None else max(0, at - window + 1)
         places = torch.arange(begin, end, device=device) + before
         visible = (places <= asked) if window is None else (places <= asked) & (places > asked - window)
-        keys, values = heads.keys[:, :, begin:end], heads.values[:, :, begin:end]
-        part = merged(part, attend(queries, keys, values, heads.scale, visible[None], heads.softcap))
-        if heads.sinks is not None:
-            part = with_sinks(part, heads.sinks)
+        keys, values = given.keys[:, :, begin:end], given.values[:, :, begin:end]
+        part = merged(part, attend(queries, keys, values, given.scale, visible[None], given.softcap))
+        if given.sinks is not None:
+            part = with_sinks(part, given.sinks)
         return part.out.to(queries.dtype)

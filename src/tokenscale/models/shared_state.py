@@ -85,13 +85,16 @@ class SharedState(CleanState):
             chains[row] = chain
         return chains
 
-    def readings(self, window: int | None) -> Readings:
-        """Which segments a step has to read, for whom. `window`: the keys that a layer sees, the new one included."""
+    def readings(self, window: int | None, column: int) -> Readings:
+        """Which segments a step has to read, for whom.
+
+        `window`: the keys that a layer sees, the current token's included; `column` is where that stands or would.
+        """
         if window is None:
             if self._readings is None:
                 self._readings = Readings.of([[(part, 0) for part in chain] for chain in self.chains_by_row])
             return self._readings
-        tails = [self.cache.frame.width - first for first in self.cache.first]
+        tails = [column - first for first in self.cache.first]
         seen = []
         for chain, tail in zip(self.chains_by_row, tails, strict=True):
             oldest = length(chain) + tail - window + 1
@@ -144,8 +147,16 @@ class Readings:
             _ints(readers),
             _offsets([len(some) for some in ordered]),
             _ints([place for some in ordered for place in some]),
-            np.ascontiguousarray(np.stack([s.pointers for s, _ in parts], -1)) if parts else np.zeros((2, 1, 0), np.uint64),
+            np.ascontiguousarray(np.stack([s.pointers for s, _ in parts], -1))
+            if parts
+            else np.zeros((2, 1, 0), np.uint64),
         )
+
+
+def _pointers(parts: Sequence[Part]) -> NDArray[np.uint64]:
+    if not parts:
+        return np.zeros((2, 1, 0), np.uint64)
+    return np.ascontiguousarray(np.stack([segment.pointers for segment, _ in parts], -1))
 
 
 def _ints(values: Sequence[int]) -> NDArray[np.int64]:

@@ -1,4 +1,4 @@
-"""The attention of one decoding step: n query rows a sequence, over shared segments, the tail, and a key of their own."""
+"""The attention of one decoding step: n query rows a sequence, over segments, its tail, and a key of their own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tokenscale.core.plan import RowPlan
-from tokenscale.models.attention import Heads, Layout
+from tokenscale.models.attention import Layout, Projected
 from tokenscale.models.native.library import DTYPES, AttentionCall, attention
 from tokenscale.models.partial import Partial, attend, merged, nothing, with_sinks
 from tokenscale.models.shared_state import Readings, SharedState
@@ -32,7 +32,7 @@ class StepLayout(Layout):
         self.end = current + (clean and not plan.commit)
         self.own_step = -1 if clean and not plan.commit else 0 if clean else 1
         kinds = set(windows)
-        self.readings = {window: state.readings(window) for window in kinds}
+        self.readings = {window: state.readings(window, current) for window in kinds}
         self.firsts = {w: self._firsts(w, current) for w in kinds}
         self._calls = {w: self._prepared(w) for w in kinds} if kernels else {}
 
@@ -41,44 +41,44 @@ class StepLayout(Layout):
         first = np.array(self.cache.first, np.int64)
         return first if window is None else np.maximum(first, current - window + 1)
 
-    def attend(self, heads: Heads) -> Float[Tensor, "batch rows heads value_dim"]:
+    def attend(self, given: Projected) -> Float[Tensor, "batch rows heads value_dim"]:
         layer = self.cache.layer
         tail, window = self.cache.layers[layer], self.windows[layer]
-        if self.kernels and heads.queries.dtype in DTYPES:
-            return self._by_kernel(heads, layer, tail, window)
-        part = self._of_tail(heads, tail, self.firsts[window])
+        if self.kernels and given.queries.dtype in DTYPES:
+            return self._by_kernel(given, layer, tail, window)
+        part = self._of_tail(given, tail, self.firsts[window])
         if self.plan.commit:
-            tail.store(heads.keys, heads.values)
-        part = self._with_segments(part, heads, layer, self.readings[window])
-        if heads.sinks is not None:
-            part = with_sinks(part, heads.sinks)
-        return part.out.transpose(1, 2).to(heads.queries.dtype)
+            tail.store(given.keys, given.values)
+        part = self._with_segments(part, given, layer, self.readings[window])
+        if given.sinks is not None:
+            part = with_sinks(part, given.sinks)
+        return part.out.transpose(1, 2).to(given.queries.dtype)
 
-    def _of_tail(self, heads: Heads, tail: Any, firsts: Any) -> Partial:
+    def _of_tail(self, given: Projected, tail: Any, firsts: Any) -> Partial:
         """Over the tail and the keys of the current token."""
-        rows, frame, n = len(firsts), self.cache.frame, heads.queries.shape[2]
-        device = heads.queries.device
+        rows, frame, n = len(firsts), self.cache.frame, given.queries.shape[2]
+        device = given.queries.device
         columns = torch.arange(frame.start, self.end, device=device)
         past = (columns >= torch.from_numpy(firsts).to(device)[:, None])[:, None].expand(-1, n, -1)
         keys, values = tail.keys[:rows, :, frame.start : self.end], tail.values[:rows, :, frame.start : self.end]
         if self.own_step < 0:
-            return attend(heads.queries, keys, values, heads.scale, past, heads.softcap)
+            return attend(given.queries, keys, values, given.scale, past, given.softcap)
         seen = torch.arange(n, device=device) == torch.arange(n, device=device)[:, None] * self.own_step
         visible = torch.cat([past, seen.expand(rows, -1, -1)], -1)
-        keys, values = torch.cat([keys, heads.keys], 2), torch.cat([values, heads.values], 2)
-        return attend(heads.queries, keys, values, heads.scale, visible, heads.softcap)
+        keys, values = torch.cat([keys, given.keys], 2), torch.cat([values, given.values], 2)
+        return attend(given.queries, keys, values, given.scale, visible, given.softcap)
 
-    def _with_segments(self, part: Partial, heads: Heads, layer: int, readings: Readings) -> Partial:
+    def _with_segments(self, part: Partial, given: Projected, layer: int, readings: Readings) -> Partial:
         """Merged with the attention over every segment, whose readers' rows are queries of one product."""
-        batch, count, n, _ = heads.queries.shape
-        past = nothing(heads.queries, heads.values.shape[-1])
+        _, count, n, _ = given.queries.shape
+        past = nothing(given.queries, given.values.shape[-1])
         for number, (segment, end) in enumerate(readings.parts):
             begin = int(readings.begin[number])
             readers = torch.from_numpy(readings.readers[readings.first[number] : readings.first[number + 1]])
-            readers = readers.to(heads.queries.device)
-            queries = heads.queries[readers].transpose(0, 1).reshape(1, count, len(readers) * n, -1)
+            readers = readers.to(given.queries.device)
+            queries = given.queries[readers].transpose(0, 1).reshape(1, count, len(readers) * n, -1)
             keys, values = segment.keys[layer][None, :, begin:end], segment.values[layer][None, :, begin:end]
-            found = attend(queries, keys, values, heads.scale, softcap=heads.softcap)
+            found = attend(queries, keys, values, given.scale, softcap=given.softcap)
             out = found.out.view(count, len(readers), n, -1).transpose(0, 1)
             lse = found.lse.view(count, len(readers), n).transpose(0, 1)
             here = merged(Partial(past.out[readers], past.lse[readers]), Partial(out, lse))
@@ -104,8 +104,8 @@ class StepLayout(Layout):
             setattr(call, name, array.ctypes.data)
         return call
 
-    def _by_kernel(self, heads: Heads, layer: int, tail: Any, window: int | None) -> Tensor:
-        q, k, v = (_last_dense(t) for t in (heads.queries, heads.keys, heads.values))
+    def _by_kernel(self, given: Projected, layer: int, tail: Any, window: int | None) -> Tensor:
+        q, k, v = (_last_dense(t) for t in (given.queries, given.keys, given.values))
         batch, count, n, dim = q.shape
         call, pointers = self._calls[window], self.readings[window].pointers
         out = q.new_empty(batch, n, count, v.shape[3])
@@ -118,11 +118,11 @@ class StepLayout(Layout):
         if call.segments:
             address = pointers.ctypes.data + layer * 8 * call.segments
             call.segment_keys, call.segment_values = address, address + pointers.strides[0]
-        sinks = None if heads.sinks is None else heads.sinks.float().contiguous()
+        sinks = None if given.sinks is None else given.sinks.float().contiguous()
         call.sinks = None if sinks is None else sinks.data_ptr()
         call.out, call.half = out.data_ptr(), q.dtype == torch.bfloat16
         call.batch, call.heads, call.kv_heads, call.rows = batch, count, k.shape[1], n
-        call.dim, call.value_dim, call.scale, call.softcap = dim, v.shape[3], heads.scale, heads.softcap
+        call.dim, call.value_dim, call.scale, call.softcap = dim, v.shape[3], given.scale, given.softcap
         attention(call)
         return out
 

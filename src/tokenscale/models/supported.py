@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, Literal
 
 from transformers import DynamicCache
@@ -35,6 +36,7 @@ PADDED = {
     LinearAttentionLayer,
 }
 CACHES_OF_THEIR_OWN = {"minimax"}  # not told by the layers of a configuration
+OWN_MASKS = {"doge"}
 MASKED = ("eager", "sdpa")  # implementations of attention that take a mask of ours
 
 
@@ -46,7 +48,7 @@ class CacheForm:
     different lengths can share a batch.
     """
 
-    name: Literal["query rows", "expanded"]
+    name: Literal["shared", "query rows", "expanded"]
     reason: str
     windows: tuple[int | None, ...]
     pads: bool = True
@@ -66,6 +68,53 @@ def cache_form(config: Any, kind: type | None = None) -> CacheForm:
     if why := _why_not_query_rows(config, layers, windows):
         return CacheForm("expanded", why, windows, _pads(config, layers))
     return CacheForm("query rows", "all its layers store plain keys and values", windows)
+
+
+def shared_form(model: Any, form: CacheForm) -> CacheForm:
+    """The form of a model in memory: shared, where query rows would do and its attention can be ours."""
+    if form.name != "query rows":
+        return form
+    why = _why_not_shared(model, len(form.windows))
+    if why:
+        return replace(form, reason=f"{form.reason}; its prompts are not shared, since {why}")
+    reason = "all its layers store plain keys and values, and attend by a function of ours"
+    return CacheForm("shared", reason, form.windows)
+
+
+def _why_not_shared(model: Any, layers: int) -> str:
+    config = model.config.get_text_config(decoder=True)
+    if config.model_type in OWN_MASKS:
+        return "its attention makes masks of its own"
+    storing = [module for module in model.modules() if _stores(module)]
+    if len(storing) != layers:
+        return f"{len(storing)} of its modules store keys, in {layers} layers"
+    foreign = next((m for m in storing if "ALL_ATTENTION_FUNCTIONS" not in _source(m)), None)
+    if foreign is not None:
+        return f"{type(foreign).__name__} computes attention by itself"
+    latent = next((m for m in storing if "expand_kv" in _source(m)), None)
+    if latent is not None:
+        return f"{type(latent).__name__} stores latent keys, which it expands after it has read them"
+    if any(getattr(module, "config", None) is not config for module in storing):
+        return "its layers have configurations of their own"
+    return ""
+
+
+def _stores(module: Any) -> bool:
+    return "update(" in (source := _source(module)) and "self.layer_idx" in source
+
+
+def _source(module: Any) -> str:
+    kind: Any = type(module)
+    return _forward_source(kind)
+
+
+@cache
+def _forward_source(kind: Any) -> str:
+    """The code of a class's forward; empty where it cannot be read."""
+    try:
+        return inspect.getsource(inspect.unwrap(kind.forward))
+    except (OSError, TypeError, AttributeError):
+        return ""
 
 
 def bill_note(config: Any, form: CacheForm) -> str:

@@ -64,4 +64,3 @@ def _is_silu_gate(module: Any) -> bool:
 
 def _bias(module: Any, name: str) -> Tensor | None:
     return getattr(module, f"{name}_bias") if module.has_bias else None
-
