@@ -135,7 +135,7 @@ def check_run(lm: ScarceModel, kind: str, batch_size: Any, tokens: Any) -> None:
     assert all(issubclass(w.category, TokenscaleWarning) for w in warned)
 
 
-@settings(max_examples=16, phases=[Phase.generate])
+@settings(max_examples=10, phases=[Phase.generate])
 @given(
     kind=st.sampled_from(list(KINDS)),
     batch_size=st.sampled_from([3, 16, "auto"]),
