@@ -104,7 +104,7 @@ def test_off_on_a_cpu_unless_asked() -> None:
     for asked, told in ((None, "off by default on cpu; compile=True asks for it"), (False, "compile=False")):
         lm = ts.wrap(model, compile=asked)
         assert not isinstance(lm.rows, CompiledRows)
-        assert lm.engine == f"uncompiled steps: {told}"
+        assert lm.engine.endswith(f"uncompiled steps: {told}")
     lm = ts.wrap(model, compile=True)
     assert isinstance(lm.rows, CompiledRows)
     assert lm.engine == "compiled steps (inductor)"
