@@ -11,12 +11,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from transformers.models.olmoe import modeling_olmoe
 
 import tokenscale as ts
 from tests.models.zoo import tiny_model
 from tokenscale.models.native import build, library
 from tokenscale.models.native.experts import experts_forward, why_not
 from tokenscale.models.native.kernels import Kernels, find_kernels
+from tokenscale.models.native.small import norm_forward
 
 pytestmark = pytest.mark.skipif(bool(library.why_missing()), reason=library.why_missing())
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1e-2}
@@ -78,6 +80,40 @@ def test_grouped(rows: int, per_row: int, transposed: bool, biased: bool, dtype:
     assert close(library.grouped(x, chosen, w, bias, transposed), wanted)
 
 
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 5), st.integers(1, 50), DTYPE, st.integers(0, 99))
+def test_rms_norm(rows: int, dim: int, dtype: torch.dtype, seed: int) -> None:
+    x, w = random((rows, dim), seed, dtype), random((dim,), seed + 1, dtype)
+    wanted = exact(x) / np.sqrt((exact(x) ** 2).mean(-1, keepdims=True) + 1e-5) * exact(w)
+    assert close(library.rms_norm(x, w, 1e-5), wanted)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 3), st.integers(1, 20), DTYPE, st.integers(0, 99))
+def test_rotate(batch: int, heads: int, rows: int, half: int, dtype: torch.dtype, seed: int) -> None:
+    """Also of queries that lie [batch, rows, heads, dim] in memory, as models make them."""
+    x = random((batch, rows, heads, 2 * half), seed, dtype).transpose(1, 2)
+    cos, sin = (random((batch, rows, 2 * half), seed + i, dtype) for i in (1, 2))
+    one, two = np.split(exact(x), 2, -1)
+    wanted = exact(x) * exact(cos)[:, None] + np.concatenate([-two, one], -1) * exact(sin)[:, None]
+    assert close(library.rotate(x, cos, sin), wanted)
+
+
+@pytest.mark.parametrize("name", ["olmoe", "gemma4_text", "qwen3_moe"])
+def test_norms_and_rotations_of_transformers(name: str) -> None:
+    """Those that are ours are the model's; a norm of another kind is left to it."""
+    model = tiny_model(name).eval()
+    norms = [m for m in model.modules() if type(m).__name__.endswith("RMSNorm")]
+    ours = [(m, forward) for m in norms if (forward := norm_forward(m))]
+    assert ours
+    for module, forward in ours:
+        x = random((3, module.weight.numel()), 1, torch.float32)
+        torch.testing.assert_close(forward(x), module(x))
+    other = nn.RMSNorm(8, eps=1e-5)
+    other.forward = lambda x: x * 2  # type: ignore[method-assign]
+    assert norm_forward(other) is None
+
+
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_row_does_not_depend_on_its_batch(dtype: torch.dtype, threads: int) -> None:
@@ -133,6 +169,7 @@ def test_a_model_is_left_as_it_is() -> None:
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert not any("forward" in vars(module) for module in model.modules())
+    assert modeling_olmoe.apply_rotary_pos_emb.__module__ == modeling_olmoe.__name__
 
 
 def test_the_choice_is_the_users() -> None:

@@ -127,6 +127,7 @@ class SharedRows:
             ids = tokens.to(device)[:, None].expand(batch, n)
             places = torch.tensor(positions, device=device)[:, None].expand(batch, n)
             out = network.run(heads.decoder if heads else network.model, cache, ids, places, None)
+        cache.made = None
         if plan.commit:
             cache.commit(1)
         step = network.step(network.logits(out, heads), record, plan)

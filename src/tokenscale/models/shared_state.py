@@ -42,7 +42,7 @@ class TailCache(CleanCache):
     """The tails of all layers; `layer` is the one that a forward has reached, `made` its new keys."""
 
     layer: int
-    made: Tensor
+    made: Tensor | None
 
     def __init__(self, layers: int, rows: int) -> None:
         super().__init__(layers, rows)

@@ -36,7 +36,10 @@ PADDED = {
     LinearAttentionLayer,
 }
 CACHES_OF_THEIR_OWN = {"minimax"}  # not told by the layers of a configuration
-OWN_MASKS = {"doge"}
+OWN_ATTENTION = {
+    "doge": "its attention makes masks of its own",
+    "jetmoe": "its attention repeats keys after it has stored them",
+}
 MASKED = ("eager", "sdpa")  # implementations of attention that take a mask of ours
 
 
@@ -83,8 +86,8 @@ def shared_form(model: Any, form: CacheForm) -> CacheForm:
 
 def _why_not_shared(model: Any, layers: int) -> str:
     config = model.config.get_text_config(decoder=True)
-    if config.model_type in OWN_MASKS:
-        return "its attention makes masks of its own"
+    if config.model_type in OWN_ATTENTION:
+        return OWN_ATTENTION[config.model_type]
     storing = [module for module in model.modules() if _stores(module)]
     if len(storing) != layers:
         return f"{len(storing)} of its modules store keys, in {layers} layers"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,40 +14,73 @@ from torch.nn import functional as F
 from tokenscale.core.errors import ModelError
 from tokenscale.models.native.experts import MOST_PER_EXPERT, experts_forward, why_not
 from tokenscale.models.native.library import DTYPES, linear, why_missing
+from tokenscale.models.native.small import ROTARY, norm_forward, rotary_of
 from tokenscale.models.routing.router import Router
 
 MOST_ROWS = 16  # of a linear layer, up to which reading its matrix is most of the work
 
 
+@dataclass(frozen=True)
+class Replacement:
+    """A name of a module, or of the code of a model, that means another function while the kernels run."""
+
+    names: dict[str, Any]
+    name: str
+    function: Callable[..., Any]
+    original: Any = None
+
+    def put(self) -> None:
+        self.names[self.name] = self.function
+
+    def undo(self) -> None:
+        if self.original is None:
+            self.names.pop(self.name, None)
+        else:
+            self.names[self.name] = self.original
+
+
 class Kernels:
-    """The modules of one model whose forward the kernels replace while the model runs for us.
+    """The functions of one model that the kernels replace while the model runs for us.
 
     `left` are modules to leave alone: routers, whose operations are watched. `experts` and `linear` are how many
-    there are. The model itself is left as it is: a forward is replaced on the
-    instance, and given back.
+    modules there are of these. The model itself is left as it is: all is given back after a forward.
     """
 
     def __init__(self, model: nn.Module, left: Iterable[nn.Module] = (), own_experts: bool = False) -> None:
         kept = {id(inner) for module in left for inner in module.modules()}
-        self._forwards: list[tuple[dict[str, Any], Callable[..., Tensor]]] = []
+        self._replaced: list[Replacement] = []
         self.experts = self.linear = 0
         self.refused = ""
         for module in model.modules():
             if "forward" in vars(module) or id(module) in kept:  # replaced already, by a device map's hook for example
                 continue
-            if type(module).__name__.endswith("Experts"):
+            name = type(module).__name__
+            if name.endswith("Experts"):
                 if not own_experts:
                     self._add_experts(module)
             elif type(module) is nn.Linear and _fits(module):
-                self._forwards.append((vars(module), _linear_forward(module)))
+                self._add(module, _linear_forward(module))
                 self.linear += 1
+            elif name.endswith("RMSNorm") and (forward := norm_forward(module)):
+                self._add(module, forward)
+            elif name.endswith("Attention"):
+                self._add_rotary(module)
+
+    def _add(self, module: nn.Module, forward: Callable[..., Tensor]) -> None:
+        self._replaced.append(Replacement(vars(module), "forward", forward))
 
     def _add_experts(self, module: nn.Module) -> None:
         if why := why_not(module):
             self.refused = why
             return
-        self._forwards.append((vars(module), partial(experts_forward, module)))
+        self._add(module, partial(experts_forward, module))
         self.experts += 1
+
+    def _add_rotary(self, module: nn.Module) -> None:
+        found = rotary_of(module)
+        if found is not None and not any(one.names is found[0] for one in self._replaced):
+            names, function = found
+            self._replaced.append(Replacement(names, ROTARY, function, names[ROTARY]))
 
     @property
     def told(self) -> str:
@@ -58,13 +92,13 @@ class Kernels:
     @contextmanager
     def installed(self) -> Iterator[None]:
         """The model runs by the kernels inside."""
-        for attributes, forward in self._forwards:
-            attributes["forward"] = forward
+        for replacement in self._replaced:
+            replacement.put()
         try:
             yield
         finally:
-            for attributes, _ in self._forwards:
-                attributes.pop("forward", None)
+            for replacement in self._replaced:
+                replacement.undo()
 
 
 def find_kernels(model: nn.Module, left: Iterable[nn.Module] = (), own_experts: bool = False) -> Kernels | str:

@@ -62,6 +62,8 @@ SIGNATURES = {
     "tokenscale_linear": [*[c_void_p] * 4, *[c_int64] * 3, c_int, c_int],
     "tokenscale_experts": [*[c_void_p] * 6, *[c_int64] * 5, c_int, c_int],
     "tokenscale_grouped": [c_void_p, c_int64, *[c_void_p] * 4, *[c_int64] * 4, *[c_int] * 3],
+    "tokenscale_rms_norm": [*[c_void_p] * 3, *[c_int64] * 2, c_double, c_int],
+    "tokenscale_rotate": [*[c_void_p] * 5, *[c_int64] * 4, c_int],
     "tokenscale_attention": [ctypes.POINTER(AttentionCall)],
 }
 
@@ -156,6 +158,29 @@ def grouped(
         transposed,
         x.dtype == torch.bfloat16,
         torch.get_num_threads(),
+    )
+    return out
+
+
+def rms_norm(x: Float[Tensor, "*rows dim"], weight: Float[Tensor, " dim"], eps: float) -> Float[Tensor, "*rows dim"]:
+    """w x / sqrt(mean(x^2) + eps), rounded to the type before it is weighted."""
+    x = x.contiguous()
+    out, dim = torch.empty_like(x), x.shape[-1]
+    library().tokenscale_rms_norm(
+        x.data_ptr(), weight.data_ptr(), out.data_ptr(), x.numel() // dim, dim, eps, x.dtype == torch.bfloat16
+    )
+    return out
+
+
+def rotate(
+    x: Float[Tensor, "batch heads rows dim"], cos: Float[Tensor, "batch rows dim"], sin: Float[Tensor, "batch rows dim"]
+) -> Float[Tensor, "batch heads rows dim"]:
+    """x cos + (-x2, x1) sin, x1 and x2 being the halves of x: rotary positions (Su et al., arXiv 2104.09864)."""
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    out = x.new_empty(x.shape)
+    strides = (c_int64 * 4)(*x.stride())
+    library().tokenscale_rotate(
+        x.data_ptr(), strides, cos.data_ptr(), sin.data_ptr(), out.data_ptr(), *x.shape, x.dtype == torch.bfloat16
     )
     return out
 

@@ -168,9 +168,7 @@ struct Run {
       }
   }
 
-  void segment(int64_t s, int64_t head) {
-    std::vector<const float*> queries;
-    std::vector<Partial> parts;
+  void segment(int64_t s, int64_t head, std::vector<const float*>& queries, std::vector<Partial>& parts) {
     for (int64_t i = a.reader_first[s]; i < a.reader_first[s + 1]; i++) list(a.readers[i], head, i, queries, parts);
     int64_t length = a.segment_length[s];
     attend((const T*)a.segment_keys[s] + head * length * a.dim, a.dim,
@@ -178,21 +176,33 @@ struct Run {
            a.segment_end[s], queries.data(), parts.data(), int64_t(queries.size()), a);
   }
 
-  void tail(int64_t b, int64_t head) {
-    std::vector<const float*> queries;
-    std::vector<Partial> parts;
+  void tail(int64_t b, int64_t head, std::vector<const float*>& queries, std::vector<Partial>& parts) {
     list(b, head, a.reader_first[a.segments] + b, queries, parts);
+    if (a.own_step >= 0) {
+      const T* k = (const T*)a.own_keys + b * a.own_key_batch + head * a.own_key_head;
+      const T* v = (const T*)a.own_values + b * a.own_value_batch + head * a.own_value_head;
+      for (size_t i = 0; i < queries.size(); i++) {
+        int64_t row = int64_t(i) % a.rows * a.own_step;
+        begin(queries[i], parts[i], k + row * a.own_key_row, v + row * a.own_value_row);
+      }
+    }
     const T* k = (const T*)a.tail_keys + b * a.key_batch + head * a.key_head;
     const T* v = (const T*)a.tail_values + b * a.value_batch + head * a.value_head;
     attend(k, a.key_column, v, a.value_column, a.tail_first[b], a.tail_end, queries.data(), parts.data(),
            int64_t(queries.size()), a);
-    if (a.own_step < 0) return;
-    k = (const T*)a.own_keys + b * a.own_key_batch + head * a.own_key_head;
-    v = (const T*)a.own_values + b * a.own_value_batch + head * a.own_value_head;
-    for (size_t i = 0; i < queries.size(); i++) {
-      int64_t row = int64_t(i) % a.rows * a.own_step;
-      attend(k + row * a.own_key_row, a.dim, v + row * a.own_value_row, a.value_dim, 0, 1, &queries[i], &parts[i], 1, a);
+  }
+
+  // The attention over one key: m is its score, l = 1, o its value.
+  void begin(const float* query, Partial part, const T* k, const T* v) {
+    float score = 0;
+    float* out = &score;
+    dots<1, 1>(k, 0, &query, int(a.dim), &out, 0);
+    if (a.softcap != 0) {
+      float cap = float(a.softcap);
+      score = cap - 2 * cap / (exp1(score * (2 / cap)) + 1.0f);
     }
+    *part.m = score, *part.l = 1;
+    for (int64_t d = 0; d < a.value_dim; d++) part.o[d] = value(v[d]);
   }
 
   // Row 0's key and value become the last of the tail.
@@ -206,18 +216,18 @@ struct Run {
   }
 
   void merge(int64_t b, int64_t head, int64_t row) {
-    std::vector<Partial> parts;
-    for (int64_t i = a.part_first[b]; i < a.part_first[b + 1]; i++) parts.push_back(part(a.parts[i], head, row));
-    parts.push_back(part(a.reader_first[a.segments] + b, head, row));
+    const int64_t first = a.part_first[b], count = a.part_first[b + 1] - first;
+    auto at = [&](int64_t i) { return part(i < count ? a.parts[first + i] : a.reader_first[a.segments] + b, head, row); };
     float most = a.sinks ? a.sinks[head] : -INFINITY, sum = 0;
-    for (const Partial& p : parts) most = std::max(most, *p.m);
+    for (int64_t i = 0; i <= count; i++) most = std::max(most, *at(i).m);
     if (a.sinks) sum = exp1(a.sinks[head] - most);
-    std::vector<float> found(a.value_dim, 0.0f);
-    for (const Partial& p : parts) {
-      if (*p.l == 0) continue;
-      float scale = exp1(*p.m - most);
+    // The first part's memory takes the sum of all.
+    float* found = at(0).o;
+    for (int64_t i = 0; i <= count; i++) {
+      const Partial p = at(i);
+      const float scale = *p.l == 0 ? 0 : exp1(*p.m - most);
       sum += scale * *p.l;
-      for (int64_t d = 0; d < a.value_dim; d++) found[d] += scale * p.o[d];
+      for (int64_t d = 0; d < a.value_dim; d++) found[d] = (i ? found[d] : 0) + scale * p.o[d];
     }
     T* out = (T*)a.out + ((b * a.rows + row) * a.heads + head) * a.value_dim;
     for (int64_t d = 0; d < a.value_dim; d++) put(out + d, found[d] / sum);
@@ -228,12 +238,15 @@ struct Run {
     const int64_t reads = a.segments * a.kv_heads, units = reads + a.batch * a.kv_heads;
 #pragma omp parallel num_threads(int(a.threads)) if (a.threads > 1)
     {
+      std::vector<const float*> queries;
+      std::vector<Partial> parts;
 #pragma omp for schedule(dynamic, 1)
       for (int64_t u = 0; u < units; u++) {
+        queries.clear(), parts.clear();
         if (u < reads)
-          segment(u / a.kv_heads, u % a.kv_heads);
+          segment(u / a.kv_heads, u % a.kv_heads, queries, parts);
         else
-          tail((u - reads) / a.kv_heads, (u - reads) % a.kv_heads);
+          tail((u - reads) / a.kv_heads, (u - reads) % a.kv_heads, queries, parts);
       }
 #pragma omp for schedule(static)
       for (int64_t u = 0; u < a.batch * a.heads * a.rows; u++)
