@@ -42,7 +42,7 @@ def test_text_shows_the_model_and_the_cost_of_rows(folder: Path) -> None:
         "experts 8 a layer; a token runs 3",
         "parameters 53.7 k, active per token: 30.6 k",
         "KV bytes 384 per token, 15.4 k for a sequence of 40",
-        "cache form query rows: all its layers store plain keys and values",
+        "cache form shared: all its layers store plain keys and values, and attend by a function of ours",
         "compiled steps on a GPU, or with compile=True",
         "RoE offered",
         "A token under RoE(n) at 40 keys",

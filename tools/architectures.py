@@ -63,8 +63,9 @@ routing, E (1 - (1 - k/E)^n); the rows of one token choose much alike, so real r
 ## What the columns say
 
 - **router**: how a layer chooses its experts.
-- **cache form**: *query rows* run as queries over one clean cache, whose size hardly grows with n. *Expanded*
-  rows are copies of the cache; the layers that make copies necessary stand in brackets.
+- **cache form**: in the *shared* form all rows, samples and beams of a prompt read one copy of its keys. *Query
+  rows* run as queries over a clean cache per sequence, whose size hardly grows with n. *Expanded* rows are
+  copies of the cache; the layers that make copies necessary stand in brackets.
 - **RoE**: whether routing noise is offered, else why not.
 - **lacks**: what the model refuses by name. *dropout* (`MCDropout`) and *early layers* (`DoLa`): its residual
   stream has several lanes, or its layers several feed-forward blocks, so that neither has its plain meaning.

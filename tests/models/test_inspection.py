@@ -126,7 +126,7 @@ def test_olmoe_as_published(tmp_path: Path) -> None:
     assert found.kv_bytes == 4096 * 16 * 2 * 2048 * 2
     products = 16 * (4 * 2048 * 2048 + 64 * 2048 + 8 * expert) + 50304 * 2048
     assert found.flops_per_token == 2 * products + 16 * 4 * 2048 * 4096
-    assert (found.cache_form, found.roe, found.families) == ("query rows", "", {"softmax, top-k": 16})
+    assert (found.cache_form, found.roe, found.families) == ("shared", "", {"softmax, top-k": 16})
 
 
 def test_mixtral_as_published(tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def test_kv_bytes_of_rows() -> None:
     assert [line.kv_bytes for line in rows.costs] == [rows.kv_bytes + (n - 1) * rows.kv_bytes_per_token for n in ROWS]
     assert copies.kv_bytes is not None
     assert [line.kv_bytes for line in copies.costs] == [n * copies.kv_bytes for n in ROWS]
-    assert (rows.cache_form, copies.cache_form) == ("query rows", "expanded")
+    assert (rows.cache_form, copies.cache_form) == ("shared", "expanded")
     assert "LinearAttentionLayer" in copies.cache_form_reason
     assert (rows.uncompiled, "copies of a cache" in copies.uncompiled) == ("", True)
 

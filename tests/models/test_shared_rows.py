@@ -116,6 +116,18 @@ def test_a_prompt_is_stored_and_run_once() -> None:
     assert rows.prefilled == 62
 
 
+def test_changed_weights_are_seen() -> None:
+    lm = ts.wrap(tiny_model("olmoe", seed=5).eval())
+    assert isinstance(lm.rows, SharedRows)
+    prompt = list(range(3, 33))
+    lm.prefill([prompt])
+    with torch.no_grad():
+        lm.model.model.layers[0].self_attn.v_proj.weight.mul_(2)
+    state, other = lm.prefill([prompt]), lm.masked.prefill([prompt], None, 99)
+    assert lm.rows.prefilled == 60
+    equal(lm, state, other, [5], RowPlan(1))
+
+
 def test_a_common_header_is_run_once() -> None:
     lm, rows = fresh()
     header = list(range(3, 33))

@@ -24,7 +24,7 @@ from tokenscale.models.meta import COUNTED_AT, Measured, build, measure, read_co
 from tokenscale.models.routers import Router, find_routers, no_noise
 from tokenscale.models.shape import model_shape
 from tokenscale.models.source import PACKAGED
-from tokenscale.models.supported import CacheForm, cache_form, refuse_hidden_experts
+from tokenscale.models.supported import CacheForm, cache_form, refuse_hidden_experts, shared_form
 
 ROWS = (1, 2, 4, 8, 16, 32, 64)
 CLOSE = 0.01  # counted FLOPs that differ by less from the bill are not worth a note
@@ -119,7 +119,7 @@ def inspect_model(path: str | Path, context: int = 1024) -> Inspection:
 def inspect_built(model: Any, name: str, context: int = 1024) -> Inspection:
     """The figures of a model on the meta device."""
     config = model.config.get_text_config(decoder=True)
-    form = cache_form(config, type(model))
+    form = shared_form(model, cache_form(config, type(model)))
     routers, unknown = _routers(model)
     shape = None if unknown else model_shape(model, routers, form.windows)
     measured = measure(model)

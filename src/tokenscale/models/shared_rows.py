@@ -44,11 +44,12 @@ class SharedRows:
     def __init__(self, network: Network, windows: Sequence[int | None]) -> None:
         self.network, self.windows = network, list(windows)
         self.prefixes = PrefixCache()
-        self.prefilled = 0
+        self.prefilled = self._versions = 0
         self._config = network.model.config.get_text_config(decoder=True)
 
     def prefill(self, prompts: Sequence[Sequence[int]], routing: Sequence[Routing] | None, most: int) -> State:
         """A state of empty tails behind all prompts; at most `most` tokens a forward."""
+        self._check_weights()
         asked = [tuple(prompt) for prompt in prompts]
         if routing is not None:
             # Noisy tokens are functions of more than their ids, so nothing of them is shared.
@@ -61,6 +62,13 @@ class SharedRows:
         cache = TailCache(len(self.windows), len(asked))
         prefills = [prefill_of(chain, self.network.shape) for chain in chains]
         return SharedState(cache, list(range(len(asked))), prefills, chains)
+
+    def _check_weights(self) -> None:
+        """Segments of weights that have been written to since are of no use."""
+        versions = sum(parameter._version for parameter in self.network.model.parameters())
+        if versions != self._versions:
+            self.prefixes.clear()
+        self._versions = versions
 
     def _run_all(self, prompts: Sequence[tuple[int, ...]], most: int) -> dict[tuple[int, ...], Chain]:
         """The chains of prompts, after what is missing of them has run."""
