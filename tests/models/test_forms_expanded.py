@@ -18,6 +18,7 @@ from tokenscale.models import hf
 from tokenscale.models.expanded import Expanded, ExpandedState
 from tokenscale.models.hf import wrap
 from tokenscale.models.query_rows import QueryRows
+from tokenscale.models.shared_rows import SharedRows
 from tokenscale.models.supported import cache_form, context_length
 
 TOLERANCE = 1e-5  # float32, sums in another order
@@ -64,7 +65,7 @@ def test_sequences_share_a_forward_where_padding_is_allowed() -> None:
 @pytest.mark.parametrize("name", ["qwen3_next", "minimax"])
 def test_any_order_of_selections_and_joins(name: str) -> None:
     model = tiny_model(name, sliding_window=None) if name == "minimax" else tiny_model(name)
-    lm, oracle = wrap(model), Oracle(model)
+    lm, oracle = wrap(model, kernels=False), Oracle(model)
     random = torch.Generator().manual_seed(0)
     texts = [list(p) for p in PROMPTS]
     state = lm.prefill([t[:-1] for t in texts])
@@ -85,7 +86,7 @@ def test_any_order_of_selections_and_joins(name: str) -> None:
 def test_a_prefill_in_several_forwards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hf, "PREFILL_TOKENS", 12)
     model = tiny_model("lfm2_moe")
-    lm, oracle = wrap(model), Oracle(model)
+    lm, oracle = wrap(model, kernels=False), Oracle(model)
     prompts = [list(range(5, 5 + n)) for n in (7, 2, 0, 4, 9, 3, 3)]
     state = lm.prefill(prompts)
     assert isinstance(state, ExpandedState)
@@ -98,7 +99,7 @@ def test_a_prefill_in_several_forwards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_noise_of_a_prefill_is_not_shifted_by_padding() -> None:
     model = tiny_model("qwen3_next")
-    lm, oracle = wrap(model), Oracle(model)
+    lm, oracle = wrap(model, kernels=False), Oracle(model)
     size = (lm.shape.moe_layers, 1)
     noises = [noise_like(*size, len(p), lm.shape.experts, b) for b, p in enumerate(PROMPTS)]
     routings = [Routing(n[:, :, :-1], torch.ones(*size, n.shape[2] - 1, dtype=torch.bool)) for n in noises]
@@ -130,7 +131,7 @@ def test_rows_leave_one_cache_and_the_one_before_the_token() -> None:
 
 def test_the_model_and_the_state_are_as_they_were_after_an_error() -> None:
     model = tiny_model("qwen3_next")
-    lm, oracle = wrap(model), Oracle(model)
+    lm, oracle = wrap(model, kernels=False), Oracle(model)
     attributes = {name: set(vars(m)) for name, m in model.named_modules()}
     state = lm.prefill([PROMPTS[0][:-1]])
     noise = noise_like(lm.shape.moe_layers, 1, 3, lm.shape.experts, 0)
@@ -146,7 +147,8 @@ class Homemade(OlmoeForCausalLM):
 
 
 def test_who_gets_which_form() -> None:
-    assert isinstance(wrap(tiny("olmoe")).rows, QueryRows)
+    assert isinstance(wrap(tiny("olmoe")).rows, SharedRows)
+    assert isinstance(wrap(tiny_model("deepseek_v3")).rows, QueryRows)
     assert isinstance(wrap(tiny_model("jamba")).rows, Expanded)
     config = OlmoeConfig(**{**SIZES, **FAMILIES["olmoe"][2]})
     assert cache_form(config, OlmoeForCausalLM).name == cache_form(config, Homemade).name == "query rows"

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tokenscale as ts
-from tests.models.zoo import tiny_model
+from tests.models.zoo import ZOO, tiny_model
 from tokenscale.core.plan import RowPlan
 from tokenscale.models.native import library
 from tokenscale.models.shared_rows import SharedRows
@@ -68,6 +68,25 @@ def test_rows_that_store_nothing(name: str, kernels: bool, key: Any) -> None:
     for t in range(4):
         equal(lm, state, other, [3 + t, 4, 9, 9], RowPlan(2, current_kv=key))
         equal(lm, state, other, [3 + t, 4, 9, 9], RowPlan(3, current_kv=key, commit=False))
+
+
+QUICK = {"olmoe", "gpt_oss", "qwen3_next", "deepseek_v3", "dbrx"}
+
+
+@pytest.mark.skipif(KERNELS == [False], reason=library.why_missing())
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in ZOO])
+def test_kernels_change_rounding_alone(name: str) -> None:
+    """Every architecture and form: steps by kernels against steps by torch. Recurrent states amplify differences."""
+    made = tiny_model(name).eval()
+    with_kernels, without = ts.wrap(made), ts.wrap(made, kernels=False)
+    assert with_kernels.network.kernels is not None
+    prompts = [[5, 6, 7, 8], [5, 6, 9, 4]]
+    state, other = with_kernels.prefill(prompts), without.prefill(prompts)
+    rows = 3 if with_kernels.shape.moe_layers else 1
+    for t in range(5):
+        tokens = torch.tensor([3 + t, 9])
+        ours, theirs = with_kernels.step(state, tokens, RowPlan(rows)), without.step(other, tokens, RowPlan(rows))
+        torch.testing.assert_close(ours.logits, theirs.logits, atol=5e-5, rtol=0)
 
 
 @pytest.mark.parametrize("name", NAMES)

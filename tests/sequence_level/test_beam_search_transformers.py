@@ -30,7 +30,7 @@ Setting = tuple[int, float, Any]
 GRID: list[Setting] = list(itertools.product(WIDTHS, PENALTIES, EARLY))
 # Every width with every early_stopping, every penalty with most of both.
 FEW: list[Setting] = [(w, PENALTIES[(i + j) % 4], e) for i, w in enumerate(WIDTHS) for j, e in enumerate(EARLY)]
-FORMS = {"olmoe": "query rows", "qwen3-moe": "query rows", "llama": "query rows", "qwen3_next": "expanded"}
+FORMS = {"olmoe": "shared", "qwen3-moe": "shared", "llama": "shared", "qwen3_next": "expanded"}
 
 
 @cache

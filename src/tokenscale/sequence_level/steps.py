@@ -108,12 +108,10 @@ def _joined_signals(begun: Candidate, given: int, second: Candidate) -> tuple[tu
 
 
 def _joined_trace(begun: Candidate, given: int, second: Candidate) -> Trace | None:
-    parts = [c.trace for c in (begun, second) if c.token_ids]
-    traces = [trace for trace in parts if trace is not None]
-    if not traces or len(traces) < len(parts):
+    parts = (begun, second)
+    if all(c.trace is None for c in parts) or any(c.trace is None and c.token_ids for c in parts):
         return None
-    head = traces[0] if begun.token_ids else Trace((), (), (), ())
-    tail = traces[-1] if second.token_ids else Trace((), (), (), ())
+    head, tail = (c.trace or Trace((), (), (), ()) for c in parts)
     return Trace(
         entropy=(*head.entropy, *(0.0,) * given, *tail.entropy),
         disagreement=(*head.disagreement, *(0.0,) * given, *tail.disagreement),
