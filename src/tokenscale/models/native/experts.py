@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers.activations import SiLUActivation
 
 from tokenscale.models.native.library import DTYPES, experts, grouped
 
-MOST_PER_EXPERT = 16  # rows of an expert on average, up to which its weights' reading is most of the work
+# Rows of an expert on average, up to which the kernel is the faster one (benchmarks/kernels.py).
+MOST_PER_EXPERT = {torch.float32: 32, torch.bfloat16: 16}
 
 
 def experts_forward(
@@ -20,7 +22,7 @@ def experts_forward(
     weights: Float[Tensor, "tokens top_k"],
 ) -> Float[Tensor, "tokens hidden"]:
     """The forward of an experts module: by the kernels where an expert has few rows, else the module's own."""
-    if chosen.numel() > MOST_PER_EXPERT * module.num_experts or hidden.dtype not in DTYPES:
+    if chosen.numel() > MOST_PER_EXPERT.get(hidden.dtype, 0) * module.num_experts:
         return type(module).forward(module, hidden, chosen, weights)  # type: ignore[no-any-return]
     if _is_silu_gate(module):
         return experts(hidden, chosen, weights, module.gate_up_proj, module.down_proj)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,7 +18,8 @@ from tokenscale.models.native.library import DTYPES, linear, why_missing
 from tokenscale.models.native.small import ROTARY, norm_forward, rotary_of
 from tokenscale.models.routing.router import Router
 
-MOST_ROWS = 16  # of a linear layer, up to which reading its matrix is most of the work
+# Rows of a linear layer, up to which the kernel is the faster one (benchmarks/kernels.py).
+MOST_ROWS = {torch.float32: 16, torch.bfloat16: 8}
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Kernels:
         kept = {id(inner) for module in left for inner in module.modules()}
         self._replaced: list[Replacement] = []
         self.experts = self.linear = 0
+        self.dtype = next(model.parameters()).dtype
         self.refused = ""
         for module in model.modules():
             if "forward" in vars(module) or id(module) in kept:  # replaced already, by a device map's hook for example
@@ -85,9 +88,9 @@ class Kernels:
     @property
     def told(self) -> str:
         """What they run, in words."""
-        experts = f"{self.experts} layers of experts up to {MOST_PER_EXPERT} rows an expert" if self.experts else ""
-        linear = f"{self.linear} linear layers up to {MOST_ROWS} rows"
-        return f"kernels for {' and '.join(filter(None, [experts, linear]))}, and for attention"
+        experts = f"{self.experts} layers of experts up to {MOST_PER_EXPERT[self.dtype]} rows an expert"
+        linear = f"{self.linear} linear layers up to {MOST_ROWS[self.dtype]} rows"
+        return f"kernels for {' and '.join([experts, linear] if self.experts else [linear])}, and for attention"
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -139,7 +142,7 @@ def _linear_forward(module: nn.Linear) -> Callable[[Tensor], Tensor]:
     def forward(x: Tensor) -> Tensor:
         weight, bias = parameters["weight"], parameters["bias"]
         assert weight is not None
-        if x.numel() > MOST_ROWS * inputs or x.dtype != weight.dtype:
+        if x.numel() > MOST_ROWS.get(x.dtype, 0) * inputs or x.dtype != weight.dtype:
             return F.linear(x, weight, bias)
         return linear(x, weight, bias)
 
