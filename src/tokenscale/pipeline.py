@@ -145,7 +145,7 @@ class Pipeline(Composable):
         seed: int = 0,
         max_new_tokens: int = 256,
         stop_strings: Sequence[str] = (),
-        batch_size: Bound = 16,
+        batch_size: Bound = "auto",
         max_batch_tokens: Bound = "auto",
         trace: bool = False,
         progress: Callable[[int, int], None] | None = None,
@@ -157,7 +157,7 @@ class Pipeline(Composable):
     ) -> list[Result]:
         """Answers every prompt (a string, chat messages, or a Prompt); results in their order.
 
-        Equal seeds give equal draws, whatever `batch_size` (candidates decoded at once, or "auto") and whatever
+        Equal seeds give equal draws, whatever `batch_size` (candidates decoded at once; "auto": 64) and whatever
         else is asked. `max_batch_tokens` bounds the tokens that their caches may come to hold ("auto": by free
         memory); where memory runs out all the same, both are halved with a TokenscaleWarning, and nothing is
         lost. `on_schedule(schedule)` is called at the end, whatever ended the run. A candidate ends with the
@@ -197,7 +197,7 @@ class Pipeline(Composable):
         seed: int = 0,
         max_new_tokens: int = 256,
         stop_strings: Sequence[str] = (),
-        batch_size: Bound = 16,
+        batch_size: Bound = "auto",
         max_batch_tokens: Bound = "auto",
         trace: bool = False,
         processor: LogitsProcessor | None = None,

@@ -33,7 +33,7 @@ def custom_generate(
     seed: int = 0,
     tokenizer: Any = None,
     streamer: Any = None,
-    batch_size: Bound = 16,
+    batch_size: Bound = "auto",
     stop_strings: Sequence[str] = (),
     max_batch_tokens: Bound = "auto",
 ) -> Callable[..., Any]:
