@@ -37,6 +37,42 @@ def by_groups(x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Tensor, down:
     return torch.empty_like(out).index_copy_(0, order.indices, out).view(*chosen.shape, -1).sum(1)
 
 
+def gathered(x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    """Every slot's own matrices times its row, slots sorted by expert: to be compiled, so that nothing is copied."""
+    order = chosen.flatten().sort(stable=True)
+    rows = x[order.indices // TOP_K].float()
+    gate, up = (gate_up[order.values].float() * rows[:, None, :]).sum(-1).chunk(2, -1)
+    out = (down[order.values].float() * (F.silu(gate) * up)[:, None, :]).sum(-1)
+    out = out * weights.flatten()[order.indices][:, None]
+    return torch.empty_like(out).index_copy_(0, order.indices, out).view(*chosen.shape, -1).sum(1)
+
+
+def other_ways(weights: list[tuple[Tensor, Tensor]], rounds: int) -> dict[str, Any]:
+    """Milliseconds of all experts for 1, 8 and 32 tokens: kernel, compiled gather, grouped products in two layouts."""
+    compiled = torch.compile(gathered, dynamic=True)
+    streamed = [tuple(w.transpose(1, 2).contiguous().transpose(1, 2) for w in pair) for pair in weights]
+    found = {}
+    for tokens in (1, 8, 32):
+        x = torch.randn(tokens, HIDDEN).to(weights[0][0].dtype)
+        gates = torch.rand(tokens, TOP_K).to(x.dtype)
+        chosen = torch.rand(tokens, EXPERTS).topk(TOP_K).indices
+        ways = {
+            "kernel": (experts, weights),
+            "compiled gather": (compiled, weights),
+            "grouped_mm": (by_groups, weights),
+            "grouped_mm, weights stored input by input": (by_groups, streamed),
+        }
+        arms = {
+            name: lambda run=run, layers=layers, x=x, chosen=chosen, gates=gates: [
+                run(x, chosen, gates, *pair) for pair in layers
+            ]
+            for name, (run, layers) in ways.items()
+        }
+        seconds = interleaved(arms, rounds)
+        found[str(tokens)] = {name: round(milliseconds(seconds, name), 2) for name in seconds}
+    return found
+
+
 def compared(kernel: Callable[[], Any], torch_: Callable[[], Any], rounds: int) -> dict[str, Any]:
     """Milliseconds of both, and how many times faster the kernel is."""
     seconds = interleaved({"kernel": kernel, "torch": torch_}, rounds)
@@ -66,6 +102,7 @@ def measured(dtype: torch.dtype, rounds: int) -> dict[str, Any]:
         x = torch.randn(rows, HIDDEN).to(dtype)
         by_row = [lambda run=run, x=x: [run(x, w, None) for w in squares] for run in (linear, F.linear)]
         found["linear, by rows"][str(rows)] = compared(by_row[0], by_row[1], rounds)
+    found["experts, by tokens, in other ways (milliseconds)"] = other_ways(weights, rounds)
     return found
 
 

@@ -9,6 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import tokenscale as ts
 from tests.models.zoo import ZOO, tiny_model
@@ -166,6 +168,30 @@ def test_rows_and_forks_store_no_more() -> None:
     assert held[1] == held[64]
     state = lm.prefill([list(range(3, 33))] * 8)
     assert state.cache.kv_bytes == 0
+
+
+class Largest(TorchDispatchMode):
+    """The most numbers that one tensor of a step has."""
+
+    most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.most = max([self.most, *(t.numel() for t in tree_leaves(out) if isinstance(t, torch.Tensor))])
+        return out
+
+
+@pytest.mark.skipif(KERNELS == [False], reason=library.why_missing())
+def test_a_step_needs_no_more_memory_for_a_longer_context() -> None:
+    """64 rows at 8,000 tokens: nothing has the size of rows times keys."""
+    model = tiny_model("olmoe", max_position_embeddings=9000).eval()
+    lm, most = ts.wrap(model), {}
+    for length in (100, 8000):
+        state = lm.prefill([[token % 90 for token in range(length)]])
+        with Largest() as seen:
+            lm.step(state, torch.tensor([5]), RowPlan(64))
+        most[length] = seen.most
+    assert most[100] == most[8000] < 64 * 101 + 1
 
 
 def test_sampling_from_one_prompt_prefills_it_once() -> None:

@@ -30,6 +30,7 @@ from tokenscale.models.compiled import CompiledRows
 from tokenscale.models.compiled_choice import why_uncompiled
 from tokenscale.models.expanded import Expanded
 from tokenscale.models.fingerprint import fingerprint
+from tokenscale.models.layout import lay_out_experts
 from tokenscale.models.native.kernels import chosen_kernels
 from tokenscale.models.network import PREFILL_TOKENS, Network
 from tokenscale.models.parallel import find_ranks
@@ -70,7 +71,8 @@ def load(
 
     Keywords are those of transformers' `from_pretrained`. The packaged models compute in float32.
     On a CPU with a C++ compiler our own kernels run small products (`kernels` False: never, True: or an error);
-    else experts run as grouped products where transformers can. An `experts_implementation` that is given is
+    else experts run as grouped products where transformers can, and float32 weights are stored as these read them
+    fastest. An `experts_implementation` that is given is
     kept. `engine` says what was chosen. `think_tags` are the pairs of texts between which the model thinks, such as
     [("<think>", "</think>")]; None: those that its tokenizer shows (`core.thinking.tags_of`). `compile` compiles
     its decode steps; None: on a GPU, where they can be. Only a hub id reaches the network. Raises ModelError
@@ -80,7 +82,10 @@ def load(
     given |= {"quantization_config": quantization_config, **from_pretrained}
     model, tokenizer = read_checkpoint(path, AutoModelForCausalLM.from_pretrained, given)
     kept = from_pretrained.get("experts_implementation") is not None
-    return HFModel(model, tokenizer, str(path), think_tags, compile, kernels, own_experts=kept)
+    lm = HFModel(model, tokenizer, str(path), think_tags, compile, kernels, own_experts=kept)
+    if isinstance(lm.kernels, str):
+        lay_out_experts(model)
+    return lm
 
 
 def wrap(

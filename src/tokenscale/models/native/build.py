@@ -26,13 +26,13 @@ def built() -> Path:
 
     Raises BuildError without a compiler, or where it fails. Written whole or not at all.
     """
-    compiler = find_compiler()
-    target = cache_folder() / f"{_key(compiler)}.so"
-    if not target.exists():
-        try:
+    try:
+        compiler = find_compiler()
+        target = cache_folder() / f"{_key(compiler)}.so"
+        if not target.exists():
             _compile(compiler, target)
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise BuildError(f"{target.parent} or the compiler cannot be used: {error}") from None
+    except (OSError, RuntimeError, ValueError, subprocess.TimeoutExpired) as error:  # also: no home, an odd $CXX
+        raise BuildError(f"the compiler or the folder of compiled kernels cannot be used: {error}") from None
     return target
 
 

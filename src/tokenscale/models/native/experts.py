@@ -22,7 +22,8 @@ def experts_forward(
     weights: Float[Tensor, "tokens top_k"],
 ) -> Float[Tensor, "tokens hidden"]:
     """The forward of an experts module: by the kernels where an expert has few rows, else the module's own."""
-    if chosen.numel() > MOST_PER_EXPERT.get(hidden.dtype, 0) * module.num_experts:
+    few = chosen.numel() <= MOST_PER_EXPERT.get(hidden.dtype, 0) * module.num_experts
+    if not few or not _fit(hidden, getattr(module, "gate_up_proj" if module.has_gate else "up_proj"), module.down_proj):
         return type(module).forward(module, hidden, chosen, weights)  # type: ignore[no-any-return]
     if _is_silu_gate(module):
         return experts(hidden, chosen, weights, module.gate_up_proj, module.down_proj)
@@ -36,6 +37,11 @@ def experts_forward(
     kept = weights.masked_fill(chosen >= module.num_experts, 0) if module._is_expert_parallel else weights
     total = (down.view(*chosen.shape, -1).float() * kept[..., None].float()).sum(1)
     return total.to(hidden.dtype)
+
+
+def _fit(hidden: Tensor, *weights: Tensor) -> bool:
+    """Whether weights, which may have been replaced since the model was loaded, are still what the kernels read."""
+    return all(weight.dtype == hidden.dtype and weight.is_contiguous() for weight in weights)
 
 
 def why_not(module: Any) -> str:

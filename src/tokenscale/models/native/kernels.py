@@ -142,8 +142,10 @@ def _linear_forward(module: nn.Linear) -> Callable[[Tensor], Tensor]:
     def forward(x: Tensor) -> Tensor:
         weight, bias = parameters["weight"], parameters["bias"]
         assert weight is not None
-        if x.numel() > MOST_ROWS.get(x.dtype, 0) * inputs or x.dtype != weight.dtype:
-            return F.linear(x, weight, bias)
-        return linear(x, weight, bias)
+        # Weights may have been replaced since the model was loaded.
+        same = x.dtype == weight.dtype and weight.is_contiguous()
+        if same and x.numel() <= MOST_ROWS.get(x.dtype, 0) * inputs:
+            return linear(x, weight, bias)
+        return F.linear(x, weight, bias)
 
     return forward

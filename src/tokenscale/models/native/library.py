@@ -54,8 +54,17 @@ def library() -> ctypes.CDLL:
         raise BuildError(f"the compiled library does not load: {error}") from None
     for name, arguments in SIGNATURES.items():
         function = getattr(found, name)
-        function.argtypes, function.restype = arguments, None
+        function.argtypes, function.restype = arguments, None if name in ALLOCATE_NOTHING else _checked
     return found
+
+
+def _checked(failed: int) -> None:
+    """What a kernel gave. Raises MemoryError."""
+    if failed:
+        raise MemoryError("a kernel ran out of memory")
+
+
+ALLOCATE_NOTHING = ("tokenscale_rms_norm", "tokenscale_rotate")
 
 
 SIGNATURES = {
@@ -110,7 +119,7 @@ def experts(
 
     Cost: every chosen expert's weights are read once.
     """
-    x, chosen, weights = x.contiguous(), chosen.contiguous(), weights.to(x.dtype).contiguous()
+    x, chosen, weights = x.contiguous(), chosen.long().contiguous(), weights.to(x.dtype).contiguous()
     out = torch.empty_like(x)
     library().tokenscale_experts(
         x.data_ptr(),
@@ -140,13 +149,13 @@ def grouped(
 
     `transposed`: weights are stored [experts, inputs, outputs], else [experts, outputs, inputs].
     """
-    x, chosen = x.contiguous(), chosen.contiguous()
+    x, chosen = x.contiguous(), chosen.long().contiguous()
     inputs = x.shape[1]
     outputs = weight.shape[2] if transposed else weight.shape[1]
     out = x.new_empty(len(chosen), outputs)
     library().tokenscale_grouped(
         x.data_ptr(),
-        len(chosen) // len(x),
+        max(1, len(chosen) // max(1, len(x))),
         chosen.data_ptr(),
         weight.data_ptr(),
         None if bias is None else bias.data_ptr(),

@@ -29,7 +29,8 @@ def norm_forward(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
     def forward(x: Tensor) -> Tensor:
         weight = module._parameters["weight"]
         assert weight is not None
-        if x.numel() > MOST_ROWS * weight.numel() or x.dtype != weight.dtype or x.shape[-1] != weight.numel():
+        same = x.dtype == weight.dtype and x.dtype in DTYPES and weight.is_contiguous()
+        if not same or x.numel() > MOST_ROWS * weight.numel() or x.shape[-1] != weight.numel():
             return original(module, x)  # type: ignore[no-any-return]
         return rms_norm(x, weight, eps)
 

@@ -5,6 +5,7 @@
 // key of the row's own token, is one more. out = sum_j e^(m_j - M) o_j / sum_j e^(m_j - M) l_j.
 #include <algorithm>
 #include <cmath>
+#include <new>
 #include <vector>
 
 #include "products.h"
@@ -233,7 +234,9 @@ struct Run {
     for (int64_t d = 0; d < a.value_dim; d++) put(out + d, found[d] / sum);
   }
 
-  void operator()() {
+  // Whether memory sufficed. What a thread throws must not leave its parallel region.
+  bool operator()() {
+    int failed = 0;
     for (int64_t u = 0; a.stored >= 0 && u < a.batch * a.kv_heads; u++) keep(u / a.kv_heads, u % a.kv_heads);
     const int64_t reads = a.segments * a.kv_heads, units = reads + a.batch * a.kv_heads;
 #pragma omp parallel num_threads(int(a.threads)) if (a.threads > 1)
@@ -243,23 +246,29 @@ struct Run {
 #pragma omp for schedule(dynamic, 1)
       for (int64_t u = 0; u < units; u++) {
         queries.clear(), parts.clear();
-        if (u < reads)
-          segment(u / a.kv_heads, u % a.kv_heads, queries, parts);
-        else
-          tail((u - reads) / a.kv_heads, (u - reads) % a.kv_heads, queries, parts);
+        try {
+          if (u < reads)
+            segment(u / a.kv_heads, u % a.kv_heads, queries, parts);
+          else
+            tail((u - reads) / a.kv_heads, (u - reads) % a.kv_heads, queries, parts);
+        } catch (const std::bad_alloc&) {
+#pragma omp atomic write
+          failed = 1;
+        }
       }
 #pragma omp for schedule(static)
       for (int64_t u = 0; u < a.batch * a.heads * a.rows; u++)
         merge(u / (a.heads * a.rows), u / a.rows % a.heads, u % a.rows);
     }
+    return !failed;
   }
 };
 
 }  // namespace
 
-extern "C" void tokenscale_attention(const Attention* a) {
-  if (a->half)
-    Run<bf16>{*a}();
-  else
-    Run<float>{*a}();
+// Gives 1 where memory runs out, else 0.
+extern "C" int tokenscale_attention(const Attention* a) try {
+  return a->half ? !Run<bf16>{*a}() : !Run<float>{*a}();
+} catch (const std::bad_alloc&) {
+  return 1;
 }

@@ -1,5 +1,6 @@
 // The experts of a MoE layer for a few tokens: every expert's weights are read once, for all tokens that chose it.
 #include <algorithm>
+#include <new>
 #include <vector>
 
 #include "products.h"
@@ -114,26 +115,32 @@ void grouped(const T* x, int64_t per_row, const int64_t* chosen, const T* w, con
 }  // namespace
 
 // y[t] = sum over k of weights[t, k] * down[e] (silu(gate[e] x[t]) * (up[e] x[t])), e = chosen[t, k]. An index that
-// is no expert's adds nothing.
-extern "C" void tokenscale_experts(const void* x, const int64_t* chosen, const void* weights, const void* gate_up,
+// is no expert's adds nothing. Gives 1 where memory runs out, else 0.
+extern "C" int tokenscale_experts(const void* x, const int64_t* chosen, const void* weights, const void* gate_up,
                                    const void* down, void* y, int64_t tokens, int64_t top_k, int64_t count,
-                                   int64_t hidden, int64_t inner, int half, int threads) {
+                                   int64_t hidden, int64_t inner, int half, int threads) try {
   if (half)
     experts((const bf16*)x, chosen, (const bf16*)weights, (const bf16*)gate_up, (const bf16*)down, (bf16*)y, tokens,
             top_k, count, hidden, inner, threads);
   else
     experts((const float*)x, chosen, (const float*)weights, (const float*)gate_up, (const float*)down, (float*)y,
             tokens, top_k, count, hidden, inner, threads);
+  return 0;
+} catch (const std::bad_alloc&) {
+  return 1;
 }
 
 // y[s] = W[chosen[s]] x[s / per_row] + bias[chosen[s]]; W is [experts, out, in], or transposed [experts, in, out].
-extern "C" void tokenscale_grouped(const void* x, int64_t per_row, const int64_t* chosen, const void* w,
+extern "C" int tokenscale_grouped(const void* x, int64_t per_row, const int64_t* chosen, const void* w,
                                    const void* bias, void* y, int64_t slots, int64_t count, int64_t in, int64_t out,
-                                   int transposed, int half, int threads) {
+                                   int transposed, int half, int threads) try {
   if (half)
     grouped((const bf16*)x, per_row, chosen, (const bf16*)w, (const bf16*)bias, (bf16*)y, slots, count, in, out,
             transposed, threads);
   else
     grouped((const float*)x, per_row, chosen, (const float*)w, (const float*)bias, (float*)y, slots, count, in, out,
             transposed, threads);
+  return 0;
+} catch (const std::bad_alloc&) {
+  return 1;
 }

@@ -1,4 +1,5 @@
 // y = x W^T + b for a few rows x.
+#include <new>
 #include <vector>
 
 #include "products.h"
@@ -20,10 +21,14 @@ static void linear(const T* x, const T* w, const T* bias, T* y, int64_t rows, in
   }
 }
 
-extern "C" void tokenscale_linear(const void* x, const void* w, const void* bias, void* y, int64_t rows, int64_t in,
-                                  int64_t out, int half, int threads) {
+// Gives 1 where memory runs out, else 0.
+extern "C" int tokenscale_linear(const void* x, const void* w, const void* bias, void* y, int64_t rows, int64_t in,
+                                  int64_t out, int half, int threads) try {
   if (half)
     linear((const bf16*)x, (const bf16*)w, (const bf16*)bias, (bf16*)y, rows, in, out, threads);
   else
     linear((const float*)x, (const float*)w, (const float*)bias, (float*)y, rows, in, out, threads);
+  return 0;
+} catch (const std::bad_alloc&) {
+  return 1;
 }

@@ -95,9 +95,10 @@ static inline float total(vec v) {
   return lanes[0];
 }
 
+// NaN stays NaN: of two numbers that do not compare, smaller and larger give the second.
 // e^x: x = n ln 2 + r, with |r| <= ln 2 / 2, and the Taylor series of e^r to r^7 (relative error below 1e-7).
 static inline vec exp(vec x) {
-  x = smaller(larger(x, all(-87.0f)), all(88.0f));
+  x = smaller(all(88.0f), larger(all(-87.0f), x));
   vec scaled = x * 1.44269504f;
   ints n = __builtin_convertvector(scaled + (scaled < 0.0f ? all(-0.5f) : all(0.5f)), ints);
   vec k = __builtin_convertvector(n, vec);
