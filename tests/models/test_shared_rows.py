@@ -72,7 +72,7 @@ def test_rows_that_store_nothing(name: str, kernels: bool, key: Any) -> None:
         equal(lm, state, other, [3 + t, 4, 9, 9], RowPlan(3, current_kv=key, commit=False))
 
 
-QUICK = {"olmoe", "gpt_oss", "qwen3_next", "deepseek_v3", "dbrx"}
+QUICK = {"olmoe", "gpt_oss", "qwen3_next", "deepseek_v3", "dbrx", "afmoe", "qwen4_exp_text"}
 
 
 @pytest.mark.skipif(KERNELS == [False], reason=library.why_missing())

@@ -52,7 +52,7 @@ class StepLayout(Layout):
         part = self._with_segments(part, given, layer, self.readings[window])
         if given.sinks is not None:
             part = with_sinks(part, given.sinks)
-        return part.out.transpose(1, 2).to(given.queries.dtype)
+        return part.out.transpose(1, 2).to(given.queries.dtype).contiguous()  # models view it
 
     def _of_tail(self, given: Projected, tail: Any, firsts: Any) -> Partial:
         """Over the tail and the keys of the current token."""

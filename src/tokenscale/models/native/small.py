@@ -53,10 +53,10 @@ def rotary_of(attention: nn.Module) -> tuple[dict[str, Any], Callable[..., tuple
     if original is None or list(inspect.signature(original).parameters)[:4] != ["q", "k", "cos", "sin"]:
         return None
 
-    def applied(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        if args or kwargs or not _fits(q, cos) or not _fits(k, cos):
-            return original(q, k, cos, sin, *args, **kwargs)  # type: ignore[no-any-return]
-        cos, sin = cos.contiguous(), sin.contiguous()
+    def applied(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if kwargs or len(args) != 4 or not _fits(args[0], args[2]) or not _fits(args[1], args[2]):
+            return original(*args, **kwargs)  # type: ignore[no-any-return]
+        q, k, cos, sin = args[0], args[1], args[2].contiguous(), args[3].contiguous()
         return rotate(q, cos, sin), rotate(k, cos, sin)
 
     return (namespace, applied) if _same_rotation(original, applied) else None
