@@ -93,6 +93,24 @@ def test_the_least_recently_used_goes_first() -> None:
     assert cache.longest(one.ids) == ()
 
 
+def test_no_segment_goes_before_those_behind_it() -> None:
+    """So the bound holds for what is alive, however segments are used."""
+    header, other = segment(tuple(range(40))), segment(tuple(range(100, 140)))
+    child = segment((*header.ids, 1, 2), ((header, 40),))
+    cache = PrefixCache(most_bytes=header.kv_bytes + other.kv_bytes)
+    for one in (header, child):
+        cache.keep(one)
+    cache.longest(child.ids)
+    cache.keep(other)
+    assert cache.bytes == header.kv_bytes + other.kv_bytes
+    assert length(cache.longest(child.ids)) == 40
+    assert header.ids in cache._segments
+    assert child.ids not in cache._segments
+    lost = segment(tuple(range(500, 540)))
+    cache.keep(segment((*lost.ids, 1), ((lost, 40),)))
+    assert cache.longest(lost.ids) == ()
+
+
 def test_headers_of_prompts() -> None:
     header, other = tuple(range(30)), tuple(range(500, 540))
     prompts = [(*header, 7, 8), (*header, 9), (*other, 1), (*other, 2), (*other, 3), (1, 2, 3)]

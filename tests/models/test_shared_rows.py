@@ -149,8 +149,39 @@ def test_changed_weights_are_seen() -> None:
     equal(lm, state, other, [5], RowPlan(1))
 
 
-def test_a_common_header_is_run_once() -> None:
+def test_a_replaced_weight_another_type_and_a_hook_are_seen() -> None:
+    lm = ts.wrap(tiny_model("olmoe", seed=5).eval())
+    assert isinstance(lm.rows, SharedRows)
+    attention, prompt = lm.model.model.layers[0].self_attn, list(range(3, 33))
+
+    def replace_weight() -> None:
+        attention.v_proj.weight = torch.nn.Parameter(attention.v_proj.weight.detach() * 2)
+
+    def give_data() -> None:
+        attention.v_proj.weight.data = attention.v_proj.weight.data * 2
+
+    def hook() -> None:
+        attention.register_forward_hook(lambda module, given, out: (out[0] * 2, *out[1:]))
+
+    for number, change in enumerate([lambda: None, replace_weight, give_data, hook, lm.model.bfloat16], 1):
+        change()
+        lm.prefill([prompt])
+        lm.prefill([prompt])
+        assert lm.rows.prefilled == 30 * number
+
+
+def test_a_model_made_for_inference_alone() -> None:
+    with torch.inference_mode():
+        made = tiny_model("olmoe").eval()
+    lm = ts.wrap(made)
+    assert lm.prefill([[5, 6, 7]]).lengths == [3]
+
+
+@pytest.mark.parametrize("most_bytes", [2**20, 1000])
+def test_a_common_header_is_run_once(most_bytes: int) -> None:
+    """Also where it is too large to be kept."""
     lm, rows = fresh()
+    rows.prefixes.most_bytes = most_bytes
     header = list(range(3, 33))
     lm.prefill([[*header, 40 + i, 50] for i in range(5)])
     assert rows.prefilled == 30 + 5 * 2

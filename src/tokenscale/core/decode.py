@@ -224,7 +224,8 @@ class LocalBackend(Backend):
             failed = [group for group in self._groups if not group.closed]
             self._groups, self._proposals = [], None
         self._joining = []
-        self._lm.release()
+        for lm in [self._lm, *self._admission.contents.models]:
+            lm.release()
         memory.release()
         if len(together) == 1:
             raise _too_large(together[0], said)

@@ -38,16 +38,21 @@ class PrefixCache:
                 best, most = other, common
         if best is None or (most < LEAST_SHARED and most < len(asked)):
             return ()
-        self._segments.move_to_end(best)
+        self._use(self._segments[best])
         return cut(self._segments[best], most)
 
     def keep(self, segment: Segment) -> None:
-        """Holds a segment, and lets others go until all fit."""
-        if segment.ids in self._segments or segment.kv_bytes > self.most_bytes:
+        """Holds a segment, and lets others go until all fit.
+
+        One behind a segment that is not held is not held either: it would keep memory that is not counted.
+        """
+        apart = any(self._segments.get(before.ids) is not before for before, _ in segment.before)
+        if apart or segment.ids in self._segments or segment.kv_bytes > self.most_bytes:
             return
         insort(self._sorted, segment.ids)
         self._segments[segment.ids] = segment
         self.bytes += segment.kv_bytes
+        self._use(segment)
         while self.bytes > self.most_bytes:
             self._drop(next(iter(self._segments)))
 
@@ -55,6 +60,11 @@ class PrefixCache:
         """Lets all go."""
         for ids in list(self._segments):
             self._drop(ids)
+
+    def _use(self, segment: Segment) -> None:
+        """The segments before it count as used after it, so that none goes while one behind it is held."""
+        for one in (segment, *(before for before, _ in reversed(segment.before))):
+            self._segments.move_to_end(one.ids)
 
     def _drop(self, ids: Ids) -> None:
         self.bytes -= self._segments.pop(ids).kv_bytes

@@ -12,7 +12,7 @@ pages. Segments need no pages: prompts do not grow, and tails are short.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,35 +44,49 @@ class SharedRows:
     def __init__(self, network: Network, windows: Sequence[int | None]) -> None:
         self.network, self.windows = network, list(windows)
         self.prefixes = PrefixCache()
-        self.prefilled = self._versions = 0
+        self.prefilled = 0
+        self._model_was: Any = None
+        self._modules = list(network.model.modules())
         self._config = network.model.config.get_text_config(decoder=True)
 
     def prefill(self, prompts: Sequence[Sequence[int]], routing: Sequence[Routing] | None, most: int) -> State:
         """A state of empty tails behind all prompts; at most `most` tokens a forward."""
-        self._check_weights()
+        self._check_model()
         asked = [tuple(prompt) for prompt in prompts]
         if routing is not None:
             # Noisy tokens are functions of more than their ids, so nothing of them is shared.
             chains = [self._alone(ids, one, most) for ids, one in zip(asked, routing, strict=True)]
         else:
             known = {ids: self.prefixes.longest(ids) for ids in dict.fromkeys(asked)}
-            self._run_all(headers([ids for ids, chain in known.items() if length(chain) < len(ids)]), most)
-            chains_of = self._run_all(list(known), most)
+            begun = self._run_all(headers([ids for ids, chain in known.items() if length(chain) < len(ids)]), most, {})
+            chains_of = self._run_all(list(known), most, begun)
             chains = [chains_of[ids] for ids in asked]
         cache = TailCache(len(self.windows), len(asked))
         prefills = [prefill_of(chain, self.network.shape) for chain in chains]
         return SharedState(cache, list(range(len(asked))), prefills, chains)
 
-    def _check_weights(self) -> None:
-        """Segments of weights that have been written to since are of no use."""
-        versions = sum(parameter._version for parameter in self.network.model.parameters())
-        if versions != self._versions:
-            self.prefixes.clear()
-        self._versions = versions
+    def _check_model(self) -> None:
+        """Segments of weights that were written to or replaced since, or of other hooks, are of no use.
 
-    def _run_all(self, prompts: Sequence[tuple[int, ...]], most: int) -> dict[tuple[int, ...], Chain]:
-        """The chains of prompts, after what is missing of them has run."""
-        chains = {ids: self.prefixes.longest(ids) for ids in prompts}
+        What is written through `.data`, and what a hook has changed in itself, is not seen.
+        """
+        tensors = [*self.network.model.parameters(), *self.network.model.buffers()]
+        hooks = [hook for m in self._modules for hook in (*m._forward_hooks, *m._forward_pre_hooks)]
+        now = ([_told(tensor) for tensor in tensors], hooks)
+        if now != self._model_was:
+            self.prefixes.clear()
+        self._model_was = now
+
+    def _run_all(
+        self, prompts: Sequence[tuple[int, ...]], most: int, begun: Mapping[tuple[int, ...], Chain]
+    ) -> dict[tuple[int, ...], Chain]:
+        """The chains of prompts, after what is missing of them has run; `begun` are chains that some begin with."""
+
+        def longest(ids: tuple[int, ...]) -> Chain:
+            given = [chain for head, chain in begun.items() if ids[: len(head)] == head]
+            return max([self.prefixes.longest(ids), *given], key=length)
+
+        chains = {ids: longest(ids) for ids in prompts}
         while pending := [ids for ids in prompts if length(chains[ids]) < len(ids)]:
             wave = list(_wave([Piece(ids, chains[ids]) for ids in pending], most))
             for (ids, _), segment in zip(wave, self._run([piece for _, piece in wave], None), strict=True):
@@ -140,6 +154,13 @@ class SharedRows:
             cache.commit(1)
         step = network.step(network.logits(out, heads), record, plan)
         return step if state.in_order else at(step, state.order)
+
+
+def _told(tensor: Tensor) -> tuple[int, int, torch.dtype]:
+    """What differs after a tensor was written to or replaced."""
+    plain = type(tensor) in (Tensor, torch.nn.Parameter)  # others may have no memory of their own
+    place = tensor.data_ptr() if plain else id(tensor)
+    return place, 0 if tensor.is_inference() else tensor._version, tensor.dtype
 
 
 def _wave(pieces: Sequence[Piece], most: int) -> Iterator[tuple[tuple[int, ...], Any]]:
