@@ -64,7 +64,7 @@ bench: setup
 bench-pages: setup
 	$(BIN)/python -m benchmarks.pages
 
-$(addprefix bench-,llama_cpp beams constraint_masks): bench-%: setup
+$(addprefix bench-,llama_cpp kernels beams constraint_masks): bench-%: setup
 	$(BIN)/python -m benchmarks.$* --out benchmarks/results/$*.json
 
 bench-%: setup

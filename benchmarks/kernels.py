@@ -110,12 +110,16 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--quick", action="store_true", help="one round: to see that it runs")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     types = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    result = {"machine": machine(), **{name: measured(dtype, options.rounds) for name, dtype in types.items()}}
+    result = {
+        "machine": machine(),
+        **{name: measured(dtype, 1 if options.quick else options.rounds) for name, dtype in types.items()},
+    }
     write(result, options.out)
 
 

@@ -18,6 +18,7 @@ import yaml
 
 from benchmarks import figures
 from benchmarks.common import RESULTS
+from benchmarks.kernel_tables import kernels
 from benchmarks.page_text import Results, entries, markdown, not_measured, subject, threads
 from benchmarks.shortfalls import targets, unexplained
 from tokenscale.bench import tables
@@ -240,6 +241,7 @@ def blocks(results: Results, reasons: Sequence[Mapping[str, Any]]) -> dict[str, 
         "large": lambda: large(results),
         "beams": lambda: beams(results),
         "masks": lambda: masks(results),
+        "kernels": lambda: kernels(results),
     }
 
 

@@ -52,7 +52,7 @@ PLANS: Mapping[str, list[Job]] = {
     "large": [Job(("steps", "roofline"), LARGE, "bfloat16", 2)],
 }
 LARGE_SIZES = replace(Sizes(), ns=(8, 32), roofline_rows=(1, 8, 32), taus=(1.0,), steps=5, guard=False)
-OTHERS = ("llama_cpp", "beams", "constraint_masks")  # scripts of their own
+OTHERS = ("llama_cpp", "kernels", "beams", "constraint_masks")  # scripts of their own
 
 
 def run(plan: str, quick: bool, rounds: int | None, model: str | None, out: Path | None) -> None:
