@@ -1,16 +1,19 @@
 """Causal language models of transformers.
 
-A model runs its rows in one of two forms, which `supported.py` chooses: as query rows over the clean
-cache (`query_rows.py`), or as copies of transformers' own cache (`expanded.py`).
+A model runs its rows in one of three forms, which `supported.py` chooses: over prompts that are shared
+(`shared_rows.py`), as query rows over the clean cache (`query_rows.py`, or compiled, `compiled.py`), or as
+copies of transformers' own cache (`expanded.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
+from threading import RLock
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Int
@@ -194,8 +197,11 @@ class HFModel(LanguageModel):
             message = f"the ranks hold different models: on rank {self.rank} it is {self.name!r}"
             raise ModelError(message, "give every rank the same folder, revision and tokenizer")
 
-    def _lockstep(self, *work: Any) -> AbstractContextManager[None]:
-        return self.ranks.lockstep(*work) if self.ranks else nullcontext()
+    @contextmanager
+    def _alone(self, *work: Any) -> Iterator[None]:
+        """One forward at a time, since each changes the model while it runs; in step with the other ranks."""
+        with _lock_of(self.model), self.ranks.lockstep(*work) if self.ranks else nullcontext():
+            yield
 
     @property
     def cache_devices(self) -> Mapping[torch.device, float]:
@@ -223,7 +229,7 @@ class HFModel(LanguageModel):
 
     @torch.no_grad()
     def prefill(self, prompts: Sequence[Sequence[int]], routing: Sequence[Routing] | None = None) -> State:
-        with self._lockstep(prompts, routing):
+        with self._alone(prompts, routing):
             return self.rows.prefill(prompts, routing, PREFILL_TOKENS)
 
     def release(self) -> None:
@@ -234,7 +240,7 @@ class HFModel(LanguageModel):
 
     @torch.no_grad()
     def step(self, state: State, tokens: Int[Tensor, " batch"], plan: RowPlan = PLAIN) -> Step:
-        with self._lockstep(tokens, plan):
+        with self._alone(tokens, plan):
             return self.rows.step(state, tokens, plan)
 
     @torch.no_grad()
@@ -243,8 +249,16 @@ class HFModel(LanguageModel):
     ) -> list[Outcome] | None:
         if self.masked is None:
             return None
-        with self._lockstep(texts, proposer, aggregator, most_bytes):
+        with self._alone(texts, proposer, aggregator, most_bytes):
             return score_texts(self, self.masked, texts, proposer, aggregator, most_bytes)
+
+
+_locks: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+
+
+def _lock_of(model: Any) -> Any:
+    """The lock of a transformers model, whoever has wrapped it."""
+    return _locks.setdefault(model, RLock())
 
 
 @cache
