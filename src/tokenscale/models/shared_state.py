@@ -147,9 +147,7 @@ class Readings:
             _ints(readers),
             _offsets([len(some) for some in ordered]),
             _ints([place for some in ordered for place in some]),
-            np.ascontiguousarray(np.stack([s.pointers for s, _ in parts], -1))
-            if parts
-            else np.zeros((2, 1, 0), np.uint64),
+            _pointers(parts),
         )
 
 
