@@ -37,15 +37,14 @@ def built() -> Path:
 
 
 def find_compiler() -> list[str]:
-    """The command that $CXX names, or g++ or clang++ where there is one. Raises BuildError."""
+    """The command that $CXX names, or g++ where there is one: the sources need GCC's vectors. Raises BuildError."""
     if named := shlex.split(os.environ.get("CXX", "")):
         if shutil.which(named[0]) is None:
             raise BuildError(f"$CXX names {named[0]!r}, which is not there")
         return named
-    for name in ("g++", "clang++"):
-        if found := shutil.which(name):
-            return [found]
-    raise BuildError("no C++ compiler was found (g++ or clang++, or the one that $CXX names)")
+    if found := shutil.which("g++"):
+        return [found]
+    raise BuildError("no g++ was found; $CXX may name another GCC")
 
 
 def cache_folder() -> Path:

@@ -90,7 +90,9 @@ class Kernels:
         """What they run, in words."""
         experts = f"{self.experts} layers of experts up to {MOST_PER_EXPERT[self.dtype]} rows an expert"
         linear = f"{self.linear} linear layers up to {MOST_ROWS[self.dtype]} rows"
-        return f"kernels for {' and '.join([experts, linear] if self.experts else [linear])}, and for attention"
+        refused = f" (not for experts: {self.refused})" if self.refused else ""
+        what = f"{experts} and {linear}" if self.experts else linear
+        return f"kernels for {what}, and for attention{refused}"
 
     @contextmanager
     def installed(self) -> Iterator[None]:

@@ -109,28 +109,51 @@ inline void soften(float* scores, int keys, float softcap, Partial part, float* 
   *part.m = m;
 }
 
-// Adds keys begin ... end - 1 of one head to the partial results of `count` queries.
+// Adds `keys` keys, at most KEYS, to the partial results of `count` queries.
 template <typename T>
-void attend(const T* k, ptrdiff_t k_stride, const T* v, ptrdiff_t v_stride, int64_t begin, int64_t end,
-            const float* const* queries, const Partial* parts, int64_t count, const Attention& a) {
+void attend_block(const T* k, ptrdiff_t k_stride, const T* v, ptrdiff_t v_stride, int keys,
+                  const float* const* queries, const Partial* parts, int64_t count, const Attention& a) {
   float scores[QUERIES][KEYS], scale[QUERIES];
   float* rows[QUERIES];
   for (int q = 0; q < QUERIES; q++) rows[q] = scores[q];
+  for (int64_t first = 0; first < count; first += QUERIES) {
+    const int some = int(std::min<int64_t>(QUERIES, count - first));
+    int key = 0;
+    for (; key + 4 <= keys; key += 4)
+      row_block<4>(k + key * k_stride, k_stride, queries + first, some, int(a.dim), rows, key);
+    for (; key < keys; key++)
+      row_block<1>(k + key * k_stride, k_stride, queries + first, some, int(a.dim), rows, key);
+    for (int q = 0; q < some; q++) soften(scores[q], keys, float(a.softcap), parts[first + q], scale + q);
+    weigh_values(v, v_stride, keys, scores, parts + first, scale, some, int(a.value_dim));
+  }
+}
+
+template <typename T>
+inline void widen(const T* from, ptrdiff_t stride, int rows, int64_t dim, float* to) {
+  for (int r = 0; r < rows; r++)
+    for (int64_t d = 0; d < dim; d++) to[r * dim + d] = value(from[r * stride + d]);
+}
+
+// Adds keys begin ... end - 1 of one head to the partial results of `count` queries.
+template <typename T>
+void attend(const T* k, ptrdiff_t k_stride, const T* v, ptrdiff_t v_stride, int64_t begin, int64_t end,
+            const float* const* queries, const Partial* parts, int64_t count, const Attention& a,
+            std::vector<float>& wide) {
+  // Many queries would each turn half-precision keys into floats.
+  const bool widens = sizeof(T) == 2 && count > INPUTS;
+  if (widens) wide.resize(KEYS * (a.dim + a.value_dim));
   for (int64_t at = begin; at < end; at += KEYS) {
     const int keys = int(std::min<int64_t>(KEYS, end - at));
     const T *here = k + at * k_stride, *values = v + at * v_stride;
-    for (int64_t first = 0; first < count; first += QUERIES) {
-      const int some = int(std::min<int64_t>(QUERIES, count - first));
-      int key = 0;
-      for (; key + 4 <= keys; key += 4) {
-        if (first == 0) prefetch(here + (key + AHEAD) * k_stride, 4 * k_stride);
-        row_block<4>(here + key * k_stride, k_stride, queries + first, some, int(a.dim), rows, key);
-      }
-      for (; key < keys; key++)
-        row_block<1>(here + key * k_stride, k_stride, queries + first, some, int(a.dim), rows, key);
-      for (int q = 0; q < some; q++) soften(scores[q], keys, float(a.softcap), parts[first + q], scale + q);
-      weigh_values(values, v_stride, keys, scores, parts + first, scale, some, int(a.value_dim));
+    prefetch(here + KEYS * k_stride, KEYS * k_stride);
+    if (!widens) {
+      attend_block(here, k_stride, values, v_stride, keys, queries, parts, count, a);
+      continue;
     }
+    float *wide_keys = wide.data(), *wide_values = wide_keys + KEYS * a.dim;
+    widen(here, k_stride, keys, a.dim, wide_keys);
+    widen(values, v_stride, keys, a.value_dim, wide_values);
+    attend_block(wide_keys, a.dim, wide_values, a.value_dim, keys, queries, parts, count, a);
   }
 }
 
@@ -169,15 +192,17 @@ struct Run {
       }
   }
 
-  void segment(int64_t s, int64_t head, std::vector<const float*>& queries, std::vector<Partial>& parts) {
+  void segment(int64_t s, int64_t head, std::vector<const float*>& queries, std::vector<Partial>& parts,
+               std::vector<float>& wide) {
     for (int64_t i = a.reader_first[s]; i < a.reader_first[s + 1]; i++) list(a.readers[i], head, i, queries, parts);
     int64_t length = a.segment_length[s];
     attend((const T*)a.segment_keys[s] + head * length * a.dim, a.dim,
            (const T*)a.segment_values[s] + head * length * a.value_dim, a.value_dim, a.segment_begin[s],
-           a.segment_end[s], queries.data(), parts.data(), int64_t(queries.size()), a);
+           a.segment_end[s], queries.data(), parts.data(), int64_t(queries.size()), a, wide);
   }
 
-  void tail(int64_t b, int64_t head, std::vector<const float*>& queries, std::vector<Partial>& parts) {
+  void tail(int64_t b, int64_t head, std::vector<const float*>& queries, std::vector<Partial>& parts,
+            std::vector<float>& wide) {
     list(b, head, a.reader_first[a.segments] + b, queries, parts);
     if (a.own_step >= 0) {
       const T* k = (const T*)a.own_keys + b * a.own_key_batch + head * a.own_key_head;
@@ -190,7 +215,7 @@ struct Run {
     const T* k = (const T*)a.tail_keys + b * a.key_batch + head * a.key_head;
     const T* v = (const T*)a.tail_values + b * a.value_batch + head * a.value_head;
     attend(k, a.key_column, v, a.value_column, a.tail_first[b], a.tail_end, queries.data(), parts.data(),
-           int64_t(queries.size()), a);
+           int64_t(queries.size()), a, wide);
   }
 
   // The attention over one key: m is its score, l = 1, o its value.
@@ -243,14 +268,15 @@ struct Run {
     {
       std::vector<const float*> queries;
       std::vector<Partial> parts;
+      std::vector<float> wide;
 #pragma omp for schedule(dynamic, 1)
       for (int64_t u = 0; u < units; u++) {
         queries.clear(), parts.clear();
         try {
           if (u < reads)
-            segment(u / a.kv_heads, u % a.kv_heads, queries, parts);
+            segment(u / a.kv_heads, u % a.kv_heads, queries, parts, wide);
           else
-            tail((u - reads) / a.kv_heads, (u - reads) % a.kv_heads, queries, parts);
+            tail((u - reads) / a.kv_heads, (u - reads) % a.kv_heads, queries, parts, wide);
         } catch (const std::bad_alloc&) {
 #pragma omp atomic write
           failed = 1;
