@@ -41,10 +41,10 @@ static inline void row_block(const T* w, ptrdiff_t stride, const float* const* x
 
 template <typename T>
 static inline void prefetch(const T* p, ptrdiff_t count) {
-  for (ptrdiff_t i = 0; i < count; i += 64 / ptrdiff_t(sizeof(T))) __builtin_prefetch(p + i, 0, 2);
+  for (ptrdiff_t i = 0; i < count; i += 64 / ptrdiff_t(sizeof(T))) __builtin_prefetch(p + i, 0, 3);
 }
 
-constexpr int AHEAD = 8;  // rows of a matrix that are fetched before they are used
+constexpr int AHEAD = 4;  // rows of a matrix that are fetched before they are used
 
 // out[m][o] for the rows o = from ... to - 1 of a matrix [rows, in] and `count` inputs.
 template <typename T>
