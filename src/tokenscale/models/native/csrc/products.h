@@ -39,12 +39,12 @@ static inline void row_block(const T* w, ptrdiff_t stride, const float* const* x
   for (; m < count; m++) dots<R, 1>(w, stride, x + m, in, out + m, at);
 }
 
-template <typename T>
+template <int LOCALITY = 2, typename T>
 static inline void prefetch(const T* p, ptrdiff_t count) {
-  for (ptrdiff_t i = 0; i < count; i += 64 / ptrdiff_t(sizeof(T))) __builtin_prefetch(p + i, 0, 3);
+  for (ptrdiff_t i = 0; i < count; i += 64 / ptrdiff_t(sizeof(T))) __builtin_prefetch(p + i, 0, LOCALITY);
 }
 
-constexpr int AHEAD = 4;  // rows of a matrix that are fetched before they are used
+constexpr int AHEAD = 8;  // rows of a matrix that are fetched before they are used
 
 // out[m][o] for the rows o = from ... to - 1 of a matrix [rows, in] and `count` inputs.
 template <typename T>
@@ -52,7 +52,11 @@ static inline void matrix_rows(const T* w, int from, int to, int in, const float
                                float* const* out) {
   int o = from;
   for (; o + 4 <= to; o += 4) {
-    prefetch(w + ptrdiff_t(o + AHEAD) * in, 4 * in);
+    // For few inputs the first cache has room for what comes next; for more it has to keep the rows in use.
+    if (count <= 2)
+      prefetch<3>(w + ptrdiff_t(o + 4) * in, 4 * in);
+    else
+      prefetch(w + ptrdiff_t(o + AHEAD) * in, 4 * in);
     row_block<4>(w + ptrdiff_t(o) * in, in, x, count, in, out, o);
   }
   for (; o < to; o++) row_block<1>(w + ptrdiff_t(o) * in, in, x, count, in, out, o);
