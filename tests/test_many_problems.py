@@ -17,7 +17,7 @@ BATCH = 64
     [
         "AdaptiveSelfConsistency(max_k=4)",
         'StepBeam(width=1, expand=2, scorer=LogProb(), step=" ")',
-        'ChainOfThought(extract="The answer is ") | SelfConsistency(k=2)',
+        pytest.param('ChainOfThought(extract="The answer is ") | SelfConsistency(k=2)', marks=pytest.mark.slow),
         "BeamSearch(width=2)",
     ],
 )

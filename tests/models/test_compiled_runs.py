@@ -36,7 +36,11 @@ def run(lm: Any, pipe: Any, prompts: int = 5, **settings: Any) -> list[tuple[Any
 @pytest.mark.usefixtures("traced_only")
 @pytest.mark.parametrize(
     "stages",
-    ["RoE(n=4, tau=1, clean_layers=0)", "RoE(n=2, clean_layers=0) | BeamSearch(width=3)", "Sample(temperature=1.0)"],
+    [
+        "RoE(n=4, tau=1, clean_layers=0)",
+        pytest.param("RoE(n=2, clean_layers=0) | BeamSearch(width=3)", marks=pytest.mark.slow),
+        "Sample(temperature=1.0)",
+    ],
 )
 def test_pipelines_give_the_same_tokens_and_bills(stages: str) -> None:
     lm, plain = both(small("olmoe"))
@@ -45,6 +49,7 @@ def test_pipelines_give_the_same_tokens_and_bills(stages: str) -> None:
     assert lm.rows.failed == ""
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("traced_only")
 def test_64_tokens_over_several_batch_sizes_take_a_graph_for_each_power_of_two() -> None:
     lm, _ = both(small("olmoe"))
