@@ -91,14 +91,14 @@ def steps(subjects: dict[str, Subject], sizes: Sizes, bandwidth: float) -> dict[
             "distinct experts per layer": round(load / shape.moe_layers, 1),
             "share of the byte limit": round(limit / median, 3),
             "seconds of the first step": first[name],
-            "bytes that a step takes": taken(arm),
+            "bytes that a step takes": taken(arm, subject.peer.device),
         }
     return found
 
 
-def taken(arm: Step) -> int | None:
-    """The most memory that a step holds beyond what is held before it; None without a GPU."""
-    if not torch.cuda.is_available():
+def taken(arm: Step, device: torch.device) -> int | None:
+    """The most bytes of a GPU's memory that a step holds beyond what is held before it; None on a processor."""
+    if device.type != "cuda":
         return None
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
@@ -132,8 +132,8 @@ def alike(ours: Ours, theirs: Ours) -> str:
 
 
 def run(sizes: Sizes, backend: str) -> dict[str, Any]:
-    """All of it, on the GPU where there is one."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """All of it: the tiny model on the processor, any other on the GPU."""
+    device = torch.device("cpu" if sizes is TINY else "cuda")
     model = random_model(sizes.model, torch.bfloat16 if device.type == "cuda" else torch.float32).to(device)
     model.generation_config.eos_token_id = None  # every text has the same length
     subjects = {

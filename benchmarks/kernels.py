@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from benchmarks.common import machine, ratio, write
 from tokenscale.bench.clock import interleaved, milliseconds
-from tokenscale.models.native.library import experts, linear
+from tokenscale.models.native.bindings import experts, linear
 
 LAYERS, EXPERTS, TOP_K, HIDDEN, INNER = 8, 64, 8, 512, 256
 TOKENS = (1, 8, 32, 64, 128, 256, 512)

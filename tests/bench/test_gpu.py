@@ -12,7 +12,6 @@ from benchmarks import gpu
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(torch.cuda.is_available(), reason="it would run on the GPU, at full size of its model")
 def test_a_tiny_model_on_the_processor(tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"
     found = gpu.main(["--tiny", "--out", str(out)])

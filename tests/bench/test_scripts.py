@@ -23,7 +23,7 @@ def test_a_plan_writes_what_its_page_shows(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs = [job for job in run.PLANS["steps"] if job.threads == 1]
-    monkeypatch.setitem(run.PLANS, "steps", jobs)  # type: ignore[misc]
+    monkeypatch.setattr(run, "PLANS", {**run.PLANS, "steps": jobs})
     out = tmp_path / "results" / "steps.json"
     run.run("steps", quick=True, rounds=1, model="random-olmoe-tiny", out=out)
     data = json.loads(out.read_text())

@@ -11,11 +11,11 @@ import torch
 
 import tokenscale as ts
 from tests.models.zoo import tiny_model
-from tokenscale.models.native import build, library
+from tokenscale.models.native import bindings, build
 from tokenscale.models.native.kernels import Kernels
 from tokenscale.models.native.small import norm_forward
 
-pytestmark = pytest.mark.skipif(bool(library.why_missing()), reason=library.why_missing())
+pytestmark = pytest.mark.skipif(bool(bindings.why_missing()), reason=bindings.why_missing())
 
 
 @pytest.mark.parametrize("script", ['"unbalanced', "{hangs}"])
@@ -55,10 +55,10 @@ def test_no_rows_and_short_numbers_of_experts() -> None:
     x, weights = torch.randn(2, 8), torch.rand(2, 2)
     gate_up, down = torch.randn(4, 16, 8), torch.randn(4, 8, 8)
     chosen = torch.tensor([[1, 2], [0, 3]])
-    wanted = library.experts(x, chosen, weights, gate_up, down)
-    assert torch.equal(library.experts(x, chosen.int(), weights, gate_up, down), wanted)
-    assert library.experts(x[:0], chosen[:0], weights[:0], gate_up, down).shape == (0, 8)
-    assert library.grouped(x[:0], chosen.view(-1)[:0], gate_up, None, False).shape == (0, 16)
+    wanted = bindings.experts(x, chosen, weights, gate_up, down)
+    assert torch.equal(bindings.experts(x, chosen.int(), weights, gate_up, down), wanted)
+    assert bindings.experts(x[:0], chosen[:0], weights[:0], gate_up, down).shape == (0, 8)
+    assert bindings.grouped(x[:0], chosen.view(-1)[:0], gate_up, None, False).shape == (0, 16)
 
 
 def test_weights_that_are_replaced_after_loading() -> None:
@@ -87,13 +87,13 @@ def test_weights_that_are_replaced_after_loading() -> None:
 def test_memory_that_runs_out_is_an_error_and_no_end_of_the_process() -> None:
     code = """
 import resource, torch
-from tokenscale.models.native import library
-library.library()
+from tokenscale.models.native import bindings
+bindings.loaded()
 w, x = torch.zeros(4, 2_000_000), torch.zeros(16, 2_000_000)
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 20_000_000,) * 2)
 try:
-    library.linear(x, w, None)
+    bindings.linear(x, w, None)
 except MemoryError as error:
     print(error)
 """

@@ -16,12 +16,12 @@ from transformers.models.olmoe import modeling_olmoe
 import tokenscale as ts
 from tests.models.zoo import tiny_model
 from tokenscale.models.layout import lay_out_experts
-from tokenscale.models.native import build, library
+from tokenscale.models.native import bindings, build
 from tokenscale.models.native.experts import experts_forward, why_not
 from tokenscale.models.native.kernels import Kernels, find_kernels
 from tokenscale.models.native.small import norm_forward
 
-pytestmark = pytest.mark.skipif(bool(library.why_missing()), reason=library.why_missing())
+pytestmark = pytest.mark.skipif(bool(bindings.why_missing()), reason=bindings.why_missing())
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1e-2}
 DTYPE = st.sampled_from(sorted(TOLERANCE, key=str))
 
@@ -45,7 +45,7 @@ def test_linear(rows: int, inputs: int, outputs: int, biased: bool, dtype: torch
     x, w = random((rows, inputs), seed, dtype), random((outputs, inputs), seed + 1, dtype)
     bias = random((outputs,), seed + 2, dtype) if biased else None
     wanted = exact(x) @ exact(w).T + (exact(bias) if bias is not None else 0)
-    assert close(library.linear(x, w, bias), wanted)
+    assert close(bindings.linear(x, w, bias), wanted)
 
 
 @settings(deadline=None, max_examples=30)
@@ -63,7 +63,7 @@ def test_experts(tokens: int, top_k: int, hidden: int, inner: int, dtype: torch.
                 gate, up = np.split(exact(gate_up)[e] @ exact(x)[t], 2)
                 with np.errstate(over="ignore"):
                     wanted[t] += exact(weights)[t, k] * (exact(down)[e] @ (gate / (1 + np.exp(-gate)) * up))
-    assert close(library.experts(x, chosen, weights, gate_up, down), wanted)
+    assert close(bindings.experts(x, chosen, weights, gate_up, down), wanted)
 
 
 @settings(deadline=None, max_examples=30)
@@ -78,7 +78,7 @@ def test_grouped(rows: int, per_row: int, transposed: bool, biased: bool, dtype:
     wanted = np.stack([matrices[e] @ exact(x)[s // per_row] for s, e in enumerate(chosen.tolist())])
     if bias is not None:
         wanted = wanted + exact(bias)[chosen.numpy()]
-    assert close(library.grouped(x, chosen, w, bias, transposed), wanted)
+    assert close(bindings.grouped(x, chosen, w, bias, transposed), wanted)
 
 
 @settings(deadline=None, max_examples=30)
@@ -86,7 +86,7 @@ def test_grouped(rows: int, per_row: int, transposed: bool, biased: bool, dtype:
 def test_rms_norm(rows: int, dim: int, dtype: torch.dtype, seed: int) -> None:
     x, w = random((rows, dim), seed, dtype), random((dim,), seed + 1, dtype)
     wanted = exact(x) / np.sqrt((exact(x) ** 2).mean(-1, keepdims=True) + 1e-5) * exact(w)
-    assert close(library.rms_norm(x, w, 1e-5), wanted)
+    assert close(bindings.rms_norm(x, w, 1e-5), wanted)
 
 
 @settings(deadline=None, max_examples=30)
@@ -97,7 +97,7 @@ def test_rotate(batch: int, heads: int, rows: int, half: int, dtype: torch.dtype
     cos, sin = (random((batch, rows, 2 * half), seed + i, dtype) for i in (1, 2))
     one, two = np.split(exact(x), 2, -1)
     wanted = exact(x) * exact(cos)[:, None] + np.concatenate([-two, one], -1) * exact(sin)[:, None]
-    assert close(library.rotate(x, cos, sin), wanted)
+    assert close(bindings.rotate(x, cos, sin), wanted)
 
 
 @pytest.mark.parametrize("name", ["olmoe", "gemma4_text", "qwen3_moe"])
@@ -125,11 +125,11 @@ def test_a_row_does_not_depend_on_its_batch(dtype: torch.dtype, threads: int) ->
         gate_up, down = random((4, 60, 100), 2, dtype), random((4, 100, 30), 3, dtype)
         chosen = torch.randint(0, 4, (13, 2), generator=torch.Generator().manual_seed(4))
         weights = random((13, 2), 5, dtype)
-        together = library.linear(x, w, None), library.experts(x, chosen, weights, gate_up, down)
+        together = bindings.linear(x, w, None), bindings.experts(x, chosen, weights, gate_up, down)
         for i in range(13):
             row = slice(i, i + 1)
-            assert torch.equal(library.linear(x[row], w, None), together[0][row])
-            alone = library.experts(x[row], chosen[row], weights[row], gate_up, down)
+            assert torch.equal(bindings.linear(x[row], w, None), together[0][row])
+            alone = bindings.experts(x[row], chosen[row], weights[row], gate_up, down)
             assert torch.equal(alone, together[1][row])
     finally:
         torch.set_num_threads(before)
@@ -229,7 +229,7 @@ def test_a_compiler_that_fails_leaves_nothing(monkeypatch: pytest.MonkeyPatch, t
 
 
 def test_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    for cached in (library.library, library.why_missing):
+    for cached in (bindings.loaded, bindings.why_missing):
         cached.cache_clear()
     monkeypatch.setenv("TOKENSCALE_KERNELS", "0")
     try:
@@ -240,7 +240,7 @@ def test_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
         prompt = ts.Prompt(token_ids=(5, 6, 7))
         [off] = ts.Pipeline(ts.RoE(n=3)).run(lm, [prompt], max_new_tokens=5)
     finally:
-        for cached in (library.library, library.why_missing):
+        for cached in (bindings.loaded, bindings.why_missing):
             cached.cache_clear()
     monkeypatch.delenv("TOKENSCALE_KERNELS")
     [on] = ts.Pipeline(ts.RoE(n=3)).run(ts.wrap(model), [prompt], max_new_tokens=5)

@@ -15,12 +15,12 @@ from torch.utils._pytree import tree_leaves
 import tokenscale as ts
 from tests.models.zoo import ZOO, tiny_model
 from tokenscale.core.plan import RowPlan
-from tokenscale.models.native import library
+from tokenscale.models.native import bindings
 from tokenscale.models.shared_rows import SharedRows
 from tokenscale.models.shared_state import SharedState
 
 NAMES = ["olmoe", "mixtral", "gpt_oss", "gemma4_text"]
-KERNELS = [False] if library.why_missing() else [False, True]
+KERNELS = [False] if bindings.why_missing() else [False, True]
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11, 12, 13], [5, 6, 9], [], [5, 6, 7, 8, 1]]
 CASES = [pytest.param(name, kernels, id=f"{name}-{kernels}") for name in NAMES for kernels in KERNELS]
 _models: dict[str, Any] = {}
@@ -75,7 +75,7 @@ def test_rows_that_store_nothing(name: str, kernels: bool, key: Any) -> None:
 QUICK = {"olmoe", "gpt_oss", "qwen3_next", "deepseek_v3", "dbrx", "afmoe", "qwen4_exp_text"}
 
 
-@pytest.mark.skipif(KERNELS == [False], reason=library.why_missing())
+@pytest.mark.skipif(KERNELS == [False], reason=bindings.why_missing())
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in ZOO])
 def test_kernels_change_rounding_alone(name: str) -> None:
     """Every architecture and form: steps by kernels against steps by torch. Recurrent states amplify differences."""
@@ -212,7 +212,7 @@ class Largest(TorchDispatchMode):
         return out
 
 
-@pytest.mark.skipif(KERNELS == [False], reason=library.why_missing())
+@pytest.mark.skipif(KERNELS == [False], reason=bindings.why_missing())
 def test_a_step_needs_no_more_memory_for_a_longer_context() -> None:
     """64 rows at 8,000 tokens: nothing has the size of rows times keys."""
     model = tiny_model("olmoe", max_position_embeddings=9000).eval()

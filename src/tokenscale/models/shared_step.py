@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tokenscale.core.plan import RowPlan
 from tokenscale.models.attention import Layout, Projected
-from tokenscale.models.native.library import DTYPES, AttentionCall, attention
+from tokenscale.models.native.bindings import DTYPES, AttentionCall, attention
 from tokenscale.models.partial import Partial, attend, merged, nothing, with_sinks
 from tokenscale.models.shared_state import Readings, SharedState
 

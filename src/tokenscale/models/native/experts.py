@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers.activations import SiLUActivation
 
-from tokenscale.models.native.library import DTYPES, experts, grouped
+from tokenscale.models.native.bindings import DTYPES, experts, grouped
 
 # Rows of an expert on average, up to which the kernel is the faster one (benchmarks/kernels.py).
 MOST_PER_EXPERT = {torch.float32: 32, torch.bfloat16: 16}

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tokenscale.core.errors import ModelError
+from tokenscale.models.native.bindings import DTYPES, linear, why_missing
 from tokenscale.models.native.experts import MOST_PER_EXPERT, experts_forward, why_not
-from tokenscale.models.native.library import DTYPES, linear, why_missing
 from tokenscale.models.native.small import ROTARY, norm_forward, rotary_of
 from tokenscale.models.routing.router import Router
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokenscale.models.native.library import DTYPES, rms_norm, rotate
+from tokenscale.models.native.bindings import DTYPES, rms_norm, rotate
 
 MOST_ROWS = 256  # beyond, the calls are few beside the work
 ROTARY = "apply_rotary_pos_emb"

@@ -44,7 +44,7 @@ class AttentionCall(ctypes.Structure):
 
 
 @cache
-def library() -> ctypes.CDLL:
+def loaded() -> ctypes.CDLL:
     """The kernels, compiled at the first call on a machine. Raises BuildError where they cannot be had."""
     if os.environ.get("TOKENSCALE_KERNELS") == "0":
         raise BuildError("TOKENSCALE_KERNELS=0 switches them off")
@@ -81,7 +81,7 @@ SIGNATURES = {
 def why_missing() -> str:
     """Why there are no kernels, as the end of a sentence; empty where there are. Compiles them at the first call."""
     try:
-        library()
+        loaded()
     except BuildError as error:
         return str(error)
     return ""
@@ -94,7 +94,7 @@ def linear(
     x = x.contiguous()
     out = x.new_empty(*x.shape[:-1], weight.shape[0])
     outputs, inputs = weight.shape
-    library().tokenscale_linear(
+    loaded().tokenscale_linear(
         x.data_ptr(),
         weight.data_ptr(),
         None if bias is None else bias.data_ptr(),
@@ -121,7 +121,7 @@ def experts(
     """
     x, chosen, weights = x.contiguous(), chosen.long().contiguous(), weights.to(x.dtype).contiguous()
     out = torch.empty_like(x)
-    library().tokenscale_experts(
+    loaded().tokenscale_experts(
         x.data_ptr(),
         chosen.data_ptr(),
         weights.data_ptr(),
@@ -153,7 +153,7 @@ def grouped(
     inputs = x.shape[1]
     outputs = weight.shape[2] if transposed else weight.shape[1]
     out = x.new_empty(len(chosen), outputs)
-    library().tokenscale_grouped(
+    loaded().tokenscale_grouped(
         x.data_ptr(),
         max(1, len(chosen) // max(1, len(x))),
         chosen.data_ptr(),
@@ -175,7 +175,7 @@ def rms_norm(x: Float[Tensor, "*rows dim"], weight: Float[Tensor, " dim"], eps: 
     """w x / sqrt(mean(x^2) + eps), rounded to the type before it is weighted."""
     x = x.contiguous()
     out, dim = torch.empty_like(x), x.shape[-1]
-    library().tokenscale_rms_norm(
+    loaded().tokenscale_rms_norm(
         x.data_ptr(), weight.data_ptr(), out.data_ptr(), x.numel() // dim, dim, eps, x.dtype == torch.bfloat16
     )
     return out
@@ -188,7 +188,7 @@ def rotate(
     x = x if x.stride(-1) == 1 else x.contiguous()
     out = x.new_empty(x.shape)
     strides = (c_int64 * 4)(*x.stride())
-    library().tokenscale_rotate(
+    loaded().tokenscale_rotate(
         x.data_ptr(), strides, cos.data_ptr(), sin.data_ptr(), out.data_ptr(), *x.shape, x.dtype == torch.bfloat16
     )
     return out
@@ -196,4 +196,4 @@ def rotate(
 
 def attention(call: AttentionCall) -> None:
     """Runs the attention kernel; the tensors that the call points to must outlive it."""
-    library().tokenscale_attention(ctypes.byref(call))
+    loaded().tokenscale_attention(ctypes.byref(call))
