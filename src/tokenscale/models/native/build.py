@@ -22,7 +22,7 @@ class BuildError(Exception):
 
 
 def built() -> Path:
-    """The compiled library; compiles it where this machine and these sources have none yet (about 5 s).
+    """The compiled library; compiles it where this machine and these sources have none yet (some seconds).
 
     Raises BuildError without a compiler, or where it fails. Written whole or not at all.
     """
